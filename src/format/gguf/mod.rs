@@ -1,0 +1,8 @@
+//! GGUF, the file format of llama.cpp.
+
+pub mod blocks;
+pub mod metadata;
+pub mod types;
+
+pub use metadata::{Array, Metadata, Value};
+pub use types::GgmlType;

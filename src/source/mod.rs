@@ -1,0 +1,3 @@
+//! The original model: weights, configuration and tokenizer, from a directory or from the Hub.
+
+pub mod vocab;
