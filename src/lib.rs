@@ -1,7 +1,17 @@
-//! Quantizes language models.
+//! Quantizes Hugging Face language models to GGUF, byte for byte as llama.cpp does.
+//!
+//! Data goes one way: [`source`] reads the model, [`arch`] understands it, [`format`] encodes and writes it, and
+//! [`pipeline`] knows the order. [`cli`] turns arguments into the pipeline's configuration and is the only place that
+//! prints. Containers and encoders know nothing of models; models know nothing of files.
 
+pub mod arch;
+pub mod atomic;
+pub mod calib;
+pub mod cancel;
+pub mod cli;
 pub mod error;
 pub mod format;
+pub mod pipeline;
 pub mod progress;
 pub mod source;
 

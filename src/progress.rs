@@ -23,8 +23,8 @@ pub trait Progress: Sync {
 pub enum Unit {
     /// Bytes, shown as KB, MB, GB.
     Bytes,
-    /// Things, shown as plain numbers.
-    Items,
+    /// Weights, shown as thousands, millions, billions.
+    Weights,
 }
 
 /// Progress that goes nowhere.

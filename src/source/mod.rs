@@ -1,3 +1,80 @@
 //! The original model: weights, configuration and tokenizer, from a directory or from the Hub.
 
+pub mod card;
+pub mod config;
+#[cfg(feature = "hub")]
+pub mod hub;
+pub mod mmap;
+pub mod safetensors;
+pub mod tokenizer;
 pub mod vocab;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
+use config::Config;
+
+/// A model's directory, and its name on the Hub if it came from there.
+#[derive(Debug)]
+pub struct SourceModel {
+    dir: PathBuf,
+    id: Option<String>,
+}
+
+impl SourceModel {
+    /// Finds a model: a directory, or `org/name[@revision]` on the Hub, which is downloaded if need be.
+    pub fn open(model: &str, progress: &dyn Progress) -> Result<SourceModel> {
+        let path = Path::new(model);
+        if path.is_dir() {
+            return Ok(SourceModel { dir: path.to_owned(), id: None });
+        }
+        if path.is_file() {
+            return Err(Error::new(Kind::Unsupported, format!("{model} is a file; a model is a directory"))
+                .hint("Pass the directory that holds config.json and the safetensors files."));
+        }
+        from_hub(model, progress)
+    }
+
+    /// Where the model's files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `org/name`, if the model came from the Hub.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The model's own name: the last part of its Hub name or of its directory.
+    pub fn name(&self) -> Result<String> {
+        if let Some(id) = &self.id {
+            return Ok(id.rsplit('/').next().unwrap_or(id).to_owned());
+        }
+        let full = self.dir.canonicalize().map_err(|e| Error::io(format!("cannot open {}", self.dir.display()), e))?;
+        Ok(full.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned()))
+    }
+
+    /// Reads `config.json`.
+    pub fn config(&self) -> Result<Config> {
+        Config::load(&self.dir)
+    }
+}
+
+fn not_found(model: &str) -> Error {
+    Error::new(Kind::NotFound, format!("model '{model}' not found: there is no such directory"))
+        .hint("Check the path, or pass a name on the Hugging Face Hub as org/name.")
+}
+
+#[cfg(feature = "hub")]
+fn from_hub(model: &str, progress: &dyn Progress) -> Result<SourceModel> {
+    let looks_like_path = model.starts_with(['.', '/', '~']) || model.matches('/').count() != 1;
+    let id = hub::HubId::parse(model).filter(|_| !looks_like_path).ok_or_else(|| not_found(model))?;
+    let dir = hub::download(&id, progress)?;
+    Ok(SourceModel { dir, id: Some(id.repo) })
+}
+
+#[cfg(not(feature = "hub"))]
+fn from_hub(model: &str, _: &dyn Progress) -> Result<SourceModel> {
+    Err(not_found(model))
+}

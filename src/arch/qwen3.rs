@@ -1,0 +1,23 @@
+//! Qwen3: no biases, a norm over each head of query and key.
+
+use serde_json::json;
+
+use super::hyper::RopeKinds;
+use super::spec::{ArchSpec, HeadDim, VocabScheme};
+use super::{qwen2, tensors::*};
+
+pub(super) const SPEC: ArchSpec = ArchSpec {
+    classes: &["Qwen3ForCausalLM"],
+    gguf: "qwen3",
+    defaults: || json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "head_dim": 128}),
+    head_dim: HeadDim::Implied,
+    activations: &["silu"],
+    ropes: RopeKinds::COMMON,
+    tensors: &[TRUNK, HEAD, PRE_NORMS, ATTENTION, QK_NORM, FEED_FORWARD],
+    left_out: &[],
+    norm_offset: 0.0,
+    interleave_rope: false,
+    keys: qwen2::KEYS,
+    vocab: VocabScheme::Qwen,
+    check: qwen2::window_is_off,
+};

@@ -1,0 +1,183 @@
+//! What an architecture is, as data: its tensors, its configuration and its facts in GGUF.
+
+use serde_json::Value;
+
+use super::hyper::{Hyper, RopeKinds};
+use crate::error::Result;
+use crate::source::config::Config;
+
+/// One model family.
+pub struct ArchSpec {
+    /// Class names in `config.json` that this family answers to.
+    pub classes: &'static [&'static str],
+    /// The architecture's name in GGUF.
+    pub gguf: &'static str,
+    /// The values that transformers' config class has where `config.json` is silent.
+    pub defaults: fn() -> Value,
+    /// Where the length of a head comes from.
+    pub head_dim: HeadDim,
+    /// Accepted values of the activation function.
+    pub activations: &'static [&'static str],
+    /// Rope scalings that can be expressed.
+    pub ropes: RopeKinds,
+    /// The tensors, as sets that families share.
+    pub tensors: &'static [&'static [TensorRule]],
+    /// Prefixes of source tensors that are left out on purpose (another modality, a head that is not used).
+    pub left_out: &'static [&'static str],
+    /// Added to every norm weight: 1 where the model computes `x * (1 + w)`.
+    pub norm_offset: f32,
+    /// Whether rows of q and k go from the half-split order of transformers to the interleaved one of ggml's rope.
+    pub interleave_rope: bool,
+    /// Metadata keys after the general ones, in order.
+    pub keys: &'static [Key],
+    /// How the vocabulary is found and written.
+    pub vocab: VocabScheme,
+    /// Further rules on the configuration. Returns warnings; refuses what cannot be expressed.
+    pub check: fn(&Config, &Hyper) -> Result<Vec<String>>,
+}
+
+/// Where the length of a head comes from when `config.json` does not say it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeadDim {
+    /// `hidden_size / num_attention_heads`, and the config class states it: it is written.
+    Stated,
+    /// `hidden_size / num_attention_heads`, unstated: written only if `config.json` has it.
+    Implied,
+}
+
+/// Which kind of tokenizer files a family has. See `source::tokenizer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VocabScheme {
+    /// SentencePiece, else the Llama kind of `tokenizer.json`, else byte-level BPE.
+    Llama,
+    /// SentencePiece if there is one, else byte-level BPE.
+    Qwen,
+    /// Byte-level BPE only.
+    Bpe,
+    /// SentencePiece only, without a space before the text.
+    Gemma2,
+    /// SentencePiece without a space before the text, else byte-level BPE.
+    Gemma3,
+    /// Phi-3's SentencePiece with added tokens, or byte-level BPE (Phi-4).
+    Phi3,
+}
+
+/// A size that a tensor's shape is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Dim {
+    Hidden,
+    Vocab,
+    /// Rows of the query projection: heads times head length.
+    Query,
+    /// Rows of the key or value projection.
+    KeyValue,
+    /// Rows of query, key and value in one.
+    QueryKeyValue,
+    FeedForward,
+    /// Gate and up in one.
+    GateUp,
+    ExpertFeedForward,
+    HeadDim,
+    Experts,
+}
+
+/// What is done to a tensor on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// A weight matrix that may be quantized, or its bias.
+    Linear,
+    /// As `Linear`, with the rows of this many heads reordered where the family interleaves rope.
+    Rope(Heads),
+    /// A norm: one dimension, float32.
+    Norm,
+    /// The router of a mixture of experts: float32.
+    Router,
+    /// One expert's matrix; all experts of a layer are stacked.
+    Expert,
+    /// The token embedding; rows beyond the vocabulary are cut off where the family says so.
+    Embedding,
+}
+
+/// Whose heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Heads {
+    Query,
+    KeyValue,
+}
+
+/// Whether a model must have a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Need {
+    Required,
+    Optional,
+    /// Required unless the head is tied to the embedding.
+    UnlessTied,
+}
+
+/// One kind of tensor: its name in the checkpoint and in GGUF. `{}` stands for the layer, `{e}` for the expert.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorRule {
+    /// Name in the checkpoint.
+    pub hf: &'static str,
+    /// Name in GGUF.
+    pub gguf: &'static str,
+    /// Shape in the checkpoint, outermost dimension first.
+    pub shape: &'static [Dim],
+    /// What is done to it.
+    pub usage: Use,
+    /// Whether it must be there.
+    pub need: Need,
+}
+
+impl TensorRule {
+    /// A tensor that must be there.
+    pub const fn new(hf: &'static str, gguf: &'static str, shape: &'static [Dim], usage: Use) -> Self {
+        TensorRule { hf, gguf, shape, usage, need: Need::Required }
+    }
+
+    /// A tensor that may be there.
+    pub const fn optional(hf: &'static str, gguf: &'static str, shape: &'static [Dim], usage: Use) -> Self {
+        TensorRule { hf, gguf, shape, usage, need: Need::Optional }
+    }
+
+    /// Whether there is one per layer.
+    pub fn per_layer(&self) -> bool {
+        self.hf.contains("{}")
+    }
+}
+
+/// One metadata key (or a group that belongs together) under the architecture's prefix, as llama.cpp's
+/// `convert_hf_to_gguf.py` writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Key {
+    BlockCount,
+    ContextLength,
+    EmbeddingLength,
+    FeedForwardLength,
+    HeadCount,
+    HeadCountKv,
+    /// Type, factor and the rest of a rope scaling.
+    RopeScaling,
+    /// `rope.scaling.original_context_length` alone, as Phi-3 has it.
+    RopeOriginalContext,
+    RopeFreqBase,
+    RopeFreqBaseSwa,
+    RopeDimensionCount,
+    RmsEpsilon,
+    ExpertCount,
+    ExpertUsedCount,
+    ExpertFeedForwardLength,
+    KeyLength,
+    ValueLength,
+    FileType,
+    VocabSize,
+    AttnSoftcap,
+    FinalSoftcap,
+    SlidingWindow,
+    /// The window, or 0 if there is none, as Phi-3 has it.
+    SlidingWindowOrZero,
+}

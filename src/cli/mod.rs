@@ -1,0 +1,139 @@
+//! The command line: arguments in, text or JSON out. The only place that prints.
+
+mod info;
+mod output;
+mod quantize;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::cancel::Cancel;
+use crate::error::{Error, Kind, Result};
+use output::Output;
+use terminal::Terminal;
+
+/// Set by Ctrl-C and SIGTERM.
+static CANCEL: Cancel = Cancel::new();
+
+/// Quantize language models and say what it cost.
+#[derive(Debug, Parser)]
+#[command(name = "llm-quantize", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Examples:
+  llm-quantize quantize ./Llama-3.1-8B-Instruct gguf -q Q4_K_M
+  llm-quantize quantize Qwen/Qwen2.5-7B-Instruct gguf -q Q5_K_M --imatrix imatrix.gguf
+  llm-quantize info model-Q4_K_M.gguf
+
+Exit codes: 0 done, 1 error, 2 usage or output exists, 3 model not found, 4 login needed, 5 out of memory or disk,
+6 invalid input or output, 8 not supported, 130 interrupted.";
+
+/// Options of every command.
+#[derive(Debug, Clone, clap::Args)]
+struct Global {
+    /// How results are printed
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// How much is said on the way
+    #[arg(long, global = true, value_enum, default_value_t = Verbosity::Normal)]
+    verbosity: Verbosity,
+    /// Worker threads [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    threads: Option<u16>,
+    /// Where the work is done
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Human,
+    /// One JSON object on standard output, also on failure
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Verbosity {
+    /// Errors only
+    Quiet,
+    Normal,
+    /// Details of each tensor
+    Verbose,
+    /// Internal logs too
+    Debug,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Quantize(quantize::Args),
+    Info(info::Args),
+}
+
+/// Parses the arguments, runs the command and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.format, cli.global.verbosity);
+    start_logs(cli.global.verbosity);
+    // Without the handler a signal still ends the program, and the temporary file with it at the next run.
+    let _ = ctrlc::set_handler(|| {
+        if CANCEL.request() {
+            // The second signal: leave at once. A file that is not renamed yet does not exist for anybody.
+            #[allow(clippy::exit)]
+            std::process::exit(Kind::Interrupted as i32);
+        }
+    });
+    let terminal = Terminal::new(cli.global.verbosity);
+    match run(&cli, &output, &terminal) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            output.failure(&e);
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli, output: &Output, terminal: &Terminal) -> Result<()> {
+    check_device(&cli.global.device)?;
+    match &cli.command {
+        Command::Quantize(args) => quantize::run(args, &cli.global, output, terminal),
+        Command::Info(args) => info::run(args, output, terminal),
+    }
+}
+
+fn check_device(device: &str) -> Result<()> {
+    match device {
+        "cpu" | "auto" => Ok(()),
+        _ if device.starts_with("cuda") => Err(Error::new(
+            Kind::Unsupported,
+            format!("--device {device}: this version has no CUDA backend; GGUF is encoded on the CPU"),
+        )
+        .hint("Leave out --device, or pass --device cpu.")),
+        _ => Err(Error::new(Kind::Usage, format!("--device '{device}' is none of cpu, auto, cuda:N"))),
+    }
+}
+
+fn start_logs(verbosity: Verbosity) {
+    if verbosity == Verbosity::Debug {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "debug".into());
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_argument_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,247 @@
+//! `llm-quantize quantize MODEL gguf -q LEVEL`.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use regex::RegexBuilder;
+
+use super::output::{Output, duration, size, thousands};
+use super::terminal::Terminal;
+use super::{CANCEL, Global};
+use crate::calib::imatrix::Imatrix;
+use crate::error::{Error, Kind, Result};
+use crate::format::gguf::GgmlType;
+use crate::format::gguf::blocks::Simd;
+use crate::format::gguf::level::{LEVELS, Level};
+use crate::format::gguf::mix::Overrides;
+use crate::pipeline::gguf::report::{Report, Summary};
+use crate::pipeline::gguf::{Config, Job};
+use crate::progress::Progress;
+use crate::source::SourceModel;
+
+/// Quantize a model
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Directory of a Hugging Face model, or its name on the Hub: org/name[@revision]
+    model: String,
+    /// Container of the result
+    #[arg(value_enum, ignore_case = true)]
+    output_format: OutputFormat,
+    /// Level by llama.cpp's name, in any case: Q4_K_M, Q8_0, BF16, ...
+    #[arg(short, long, visible_alias = "quantization", value_name = "LEVEL")]
+    quant_level: String,
+    /// Directory for the result, made if it is not there
+    #[arg(short, long, value_name = "DIR", default_value = ".", visible_alias = "output")]
+    output_dir: PathBuf,
+    /// File name of the result [default: MODEL-LEVEL.gguf]
+    #[arg(short = 'n', long, value_name = "NAME")]
+    output_name: Option<String>,
+    /// Overwrite the result if it exists
+    #[arg(long)]
+    force: bool,
+    /// Print sizes and types, do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Importance matrix by llama-imatrix, GGUF or .dat
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Type of the tensors whose name matches a regular expression; may be repeated, the first match wins
+    #[arg(long, value_name = "PATTERN=TYPE")]
+    tensor_type: Vec<String>,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE")]
+    output_tensor_type: Option<String>,
+    /// Type of the token embedding
+    #[arg(long, value_name = "TYPE")]
+    token_embedding_type: Option<String>,
+    /// The level's base type for all tensors, no mix
+    #[arg(long)]
+    pure: bool,
+    /// Set a metadata key; KEY=TYPE:VALUE with int, float, bool or str fixes the type; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    metadata: Vec<String>,
+    /// Accept a key of config.json that is not understood; may be repeated
+    #[arg(long, value_name = "KEY")]
+    ignore_config: Vec<String>,
+    /// Instruction set of the encoders: avx512, avx2 or portable; the result is the same
+    #[arg(long, value_name = "NAME", hide = true)]
+    simd: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// llama.cpp
+    Gguf,
+}
+
+pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
+    let OutputFormat::Gguf = args.output_format;
+    let level = parse_level(&args.quant_level)?;
+    let overrides = parse_overrides(args)?;
+    let simd = parse_simd(args.simd.as_deref())?;
+    let imatrix = args.imatrix.as_deref().map(Imatrix::load).transpose()?;
+    if let Some(m) = &imatrix {
+        terminal.info(&format!("Importance matrix: {} tensors, {} chunks", m.entries.len(), m.chunks));
+    }
+    terminal.info(&format!("Loading model {}", args.model));
+    let source = SourceModel::open(&args.model, terminal)?;
+    let file = match &args.output_name {
+        Some(name) if name.to_lowercase().ends_with(".gguf") => name.clone(),
+        Some(name) => format!("{name}.gguf"),
+        None => format!("{}-{}.gguf", source.name()?, level.name),
+    };
+    if file.contains(['/', '\\']) {
+        return Err(Error::new(Kind::Usage, format!("--output-name '{file}' is not a plain file name"))
+            .hint("Put the directory into --output-dir."));
+    }
+    let threads = match global.threads {
+        Some(n) => n.into(),
+        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    let config = Config {
+        level,
+        output: args.output_dir.join(file),
+        force: args.force,
+        overrides,
+        imatrix,
+        metadata: args.metadata.clone(),
+        ignore_config: args.ignore_config.clone(),
+        threads,
+        simd,
+    };
+    let job = Job::prepare(&source, config, terminal)?;
+    if args.dry_run {
+        let summary = job.dry_run();
+        output.result(&summary, &describe_plan(&summary, &job.output().display().to_string()));
+        return Ok(());
+    }
+    job.preflight()?;
+    let report = job.run(terminal, &CANCEL)?;
+    if output.is_json() {
+        output.result(&report, "");
+    } else {
+        output.note(&describe_report(&report, output.is_verbose()));
+    }
+    Ok(())
+}
+
+fn parse_level(name: &str) -> Result<Level> {
+    Level::from_name(name).ok_or_else(|| {
+        if Level::is_known_elsewhere(name) {
+            return Error::new(Kind::Unsupported, format!("level {name} of llama.cpp is not supported yet"))
+                .hint(format!("Supported are: {}.", Level::names()));
+        }
+        Error::new(Kind::Usage, format!("Invalid quantization level '{name}' for GGUF"))
+            .hint(format!("Valid levels: {}.", Level::names()))
+    })
+}
+
+fn parse_type(name: &str, option: &str) -> Result<GgmlType> {
+    match GgmlType::from_name(name) {
+        Some(ty) if ty.is_writable() => Ok(ty),
+        Some(ty) => Err(Error::new(Kind::Unsupported, format!("{option}: type {ty} cannot be written yet"))),
+        None => {
+            let valid: Vec<&str> = GgmlType::all().filter(|t| t.is_writable()).map(|t| t.name()).collect();
+            Err(Error::new(Kind::Usage, format!("{option}: there is no type '{name}'"))
+                .hint(format!("Valid types: {}.", valid.join(", "))))
+        }
+    }
+}
+
+fn parse_overrides(args: &Args) -> Result<Overrides> {
+    let mut tensor_types = Vec::new();
+    for text in &args.tensor_type {
+        let (pattern, ty) = text.rsplit_once('=').filter(|(p, _)| !p.is_empty()).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("--tensor-type '{text}' is not of the form PATTERN=TYPE"))
+        })?;
+        // llama-quantize lowers the case of the pattern; tensor names are in lower case.
+        let pattern = RegexBuilder::new(pattern).case_insensitive(true).build().map_err(|e| {
+            Error::new(Kind::Usage, format!("--tensor-type: '{pattern}' is not a regular expression")).because(e)
+        })?;
+        tensor_types.push((pattern, parse_type(ty, "--tensor-type")?));
+    }
+    let one = |ty: &Option<String>, option| ty.as_deref().map(|name| parse_type(name, option)).transpose();
+    Ok(Overrides {
+        tensor_types,
+        output: one(&args.output_tensor_type, "--output-tensor-type")?,
+        embedding: one(&args.token_embedding_type, "--token-embedding-type")?,
+        pure: args.pure,
+    })
+}
+
+fn parse_simd(name: Option<&str>) -> Result<Simd> {
+    let Some(name) = name else { return Ok(Simd::best()) };
+    let available = Simd::available();
+    match Simd::from_name(name) {
+        Some(simd) if available.contains(&simd) => Ok(simd),
+        Some(_) => Err(Error::new(Kind::Usage, format!("--simd {name}: this processor does not have it"))),
+        None => {
+            let names: Vec<&str> = available.iter().map(|s| s.name()).collect();
+            Err(Error::new(Kind::Usage, format!("--simd '{name}' is none of {}", names.join(", "))))
+        }
+    }
+}
+
+fn describe_types(summary: &Summary) -> String {
+    let mut text = String::new();
+    // Largest types last in LEVELS; here the order of size says most.
+    let mut types: Vec<_> = summary.types.iter().collect();
+    types.sort_by_key(|(_, t)| std::cmp::Reverse(t.bytes));
+    for (name, t) in types {
+        let _ = write!(text, "  {name:<8} {:>5} tensors {:>10}", t.tensors, size(t.bytes));
+        let _ = match t.nmse {
+            Some(nmse) => writeln!(text, "   NMSE {nmse:.3e}"),
+            None => writeln!(text),
+        };
+    }
+    text
+}
+
+fn describe_plan(summary: &Summary, path: &str) -> String {
+    let mut text = String::new();
+    for t in &summary.tensors {
+        let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
+        let why = t.instead_of.as_deref().map_or(String::new(), |ty| format!("   (rows do not fit {ty})"));
+        let _ = writeln!(text, "{:<40} {:>20} {:<8} {:>10}{why}", t.name, shape.join(" x "), t.ty, size(t.bytes));
+    }
+    let _ = writeln!(text, "\n{path} would be {} ({} bytes)", size(summary.file_size), summary.file_size);
+    let _ = writeln!(text, "{} weights, {:.2} bits each:", thousands(summary.parameters), summary.bits_per_weight);
+    text + &describe_types(summary)
+}
+
+fn describe_report(report: &Report, verbose: bool) -> String {
+    let summary = &report.metadata;
+    let mut text = format!(
+        "Complete: {} ({}, {:.2} bits per weight)\n",
+        report.output_path,
+        size(report.file_size),
+        summary.bits_per_weight
+    );
+    text += &describe_types(summary);
+    if verbose {
+        let _ = writeln!(text, "Duration: {} (encoding {})", duration(report.duration_seconds), duration(report.encode_seconds));
+        let _ = writeln!(text, "Compression: {:.3} of 16 bits", report.compression_ratio);
+        if let Some(bytes) = report.peak_memory_bytes {
+            let _ = writeln!(text, "Peak memory: {}", size(bytes));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_found_in_any_case_and_by_alias() {
+        for level in LEVELS {
+            assert_eq!(parse_level(&level.name.to_lowercase()).unwrap(), *level);
+        }
+        assert_eq!(parse_level("q4_k").unwrap().name, "Q4_K_M");
+        assert_eq!(parse_level("IQ2_XS").unwrap_err().kind(), Kind::Unsupported);
+        let e = parse_level("Q9").unwrap_err();
+        assert_eq!(e.kind(), Kind::Usage);
+        assert!(e.suggestion().unwrap().contains("Q4_K_M"));
+    }
+}

@@ -1,0 +1,236 @@
+//! A Hugging Face model in, a GGUF file out.
+
+mod finite;
+mod metadata;
+mod params;
+mod plan;
+pub mod report;
+mod rows;
+mod slab;
+mod stream;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::arch::Model;
+use crate::arch::spec::VocabScheme;
+use crate::atomic::{self, AtomicFile};
+use crate::calib::imatrix::Imatrix;
+use crate::cancel::Cancel;
+use crate::error::{Error, Kind, Result};
+use crate::format::gguf::blocks::Simd;
+use crate::format::gguf::level::Level;
+use crate::format::gguf::mix::{self, Candidate, Choice, Facts, Overrides};
+use crate::format::gguf::writer::Layout;
+use crate::format::gguf::{GgmlType, Metadata};
+use crate::pipeline::memory;
+use crate::progress::{Progress, Unit};
+use crate::source::SourceModel;
+use crate::source::safetensors::Tensors;
+use crate::source::tokenizer;
+use metadata::Setting;
+use plan::Planned;
+use report::{Report, Summary};
+use rows::RowSource;
+
+/// What to do.
+#[derive(Debug)]
+pub struct Config {
+    /// The level.
+    pub level: Level,
+    /// The file to write.
+    pub output: PathBuf,
+    /// Whether it may be overwritten.
+    pub force: bool,
+    /// Types that the user chose.
+    pub overrides: Overrides,
+    /// Importance weights.
+    pub imatrix: Option<Imatrix>,
+    /// `KEY=VALUE` settings of metadata.
+    pub metadata: Vec<String>,
+    /// Keys of `config.json` that are accepted whatever they say.
+    pub ignore_config: Vec<String>,
+    /// Worker threads.
+    pub threads: usize,
+    /// The instruction set of the encoders; the result does not depend on it.
+    pub simd: Simd,
+}
+
+/// One tensor on its way into the file.
+struct Target<'a> {
+    planned: &'a Planned,
+    ty: GgmlType,
+    source: RowSource<'a>,
+    /// One weight per column and expert.
+    importance: Option<&'a [f32]>,
+}
+
+/// Everything that is known before the work starts.
+pub struct Job {
+    model: Model,
+    tensors: Tensors,
+    planned: Vec<Planned>,
+    choices: Vec<Choice>,
+    metadata: Metadata,
+    layout: Layout,
+    config: Config,
+}
+
+impl Job {
+    /// Reads the model, understands it, and chooses the type of every tensor. No tensor is read yet.
+    pub fn prepare(source: &SourceModel, config: Config, progress: &dyn Progress) -> Result<Job> {
+        let model = Model::read(source.config()?, &config.ignore_config)?;
+        model.warnings.iter().for_each(|w| progress.warn(w));
+        let tensors = Tensors::open(source.dir())?;
+        let settings = config.metadata.iter().map(|s| s.parse::<Setting>()).collect::<Result<Vec<_>>>()?;
+        let embedding_rows = match model.spec.vocab {
+            VocabScheme::Gemma3 => tokenizer::known_tokens(source.dir())?,
+            _ => None,
+        };
+        let planned = plan::plan(&model, &tensors, embedding_rows)?;
+        progress.info(&format!(
+            "Architecture: {} ({} layers, {} tensors)",
+            model.config.architecture()?,
+            model.hyper.layers,
+            planned.len()
+        ));
+        let choices = choose_types(&model, &planned, &config)?;
+        for (p, choice) in planned.iter().zip(&choices) {
+            if let Some(wanted) = choice.instead_of {
+                progress.detail(&format!(
+                    "{}: rows of {} weights do not fit {wanted}; {} is used",
+                    p.name, p.shape[0], choice.ty
+                ));
+            }
+        }
+        let fallbacks = choices.iter().filter(|c| c.instead_of.is_some()).count();
+        if fallbacks > 0 {
+            progress.warn(&format!(
+                "{fallbacks} of {} tensors have rows that {} cannot hold and get a larger type",
+                planned.len(),
+                config.level.base
+            ));
+        }
+        let metadata = metadata::build(&model, source, &planned, &config, settings, progress)?;
+        let names = planned.iter().zip(&choices).map(|(p, c)| (p.name.clone(), p.shape.clone(), c.ty));
+        let layout = Layout::new(&metadata, names);
+        Ok(Job { model, tensors, planned, choices, metadata, layout, config })
+    }
+
+    /// Sizes and types without any work.
+    pub fn dry_run(&self) -> Summary {
+        Summary::new(&self.model, &self.tensors, &self.planned, &self.choices, self.layout.file_bytes())
+    }
+
+    /// The file that will be written.
+    pub fn output(&self) -> &Path {
+        &self.config.output
+    }
+
+    /// Encodes and writes the file, then opens it again and compares it with the source.
+    pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(self.config.threads)
+            .build()
+            .map_err(|e| Error::new(Kind::Resources, "cannot start worker threads").because(e))?;
+        pool.install(|| self.run_here(progress, cancel))
+    }
+
+    fn run_here(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
+        let started = Instant::now();
+        let targets = self.targets(progress)?;
+        let weights = self.planned.iter().map(Planned::len).sum();
+        let mut file = AtomicFile::create(&self.config.output, self.layout.file_bytes(), self.config.force)?;
+        progress.begin(&format!("Quantizing to GGUF {}", self.config.level.name), weights, Unit::Weights);
+        let simd = self.config.simd;
+        let written =
+            stream::write_all(file.file(), self.layout.clone(), &self.tensors, &targets, simd, progress, cancel);
+        progress.end();
+        written?;
+        file.sync()?;
+        let encoded = started.elapsed();
+        let anonymous = memory::anonymous();
+
+        progress.begin("Validating output", weights, Unit::Weights);
+        let verified = verify::verify(file.path(), &self.metadata, &targets, simd, progress, cancel);
+        progress.end();
+        let losses = verified?;
+        cancel.check()?;
+        file.commit()?;
+
+        let losses = losses.iter().map(|l| (l.error, l.energy, l.nmse())).collect();
+        Ok(Report::new(self.dry_run(), self, losses, encoded, started.elapsed(), anonymous))
+    }
+
+    fn targets(&self, progress: &dyn Progress) -> Result<Vec<Target<'_>>> {
+        let mut without = 0;
+        let mut targets = Vec::with_capacity(self.planned.len());
+        for (planned, choice) in self.planned.iter().zip(&self.choices) {
+            let source = RowSource::new(planned, &self.tensors);
+            let importance = match &self.config.imatrix {
+                Some(imatrix) if choice.ty.is_quantized() => importance(imatrix, planned)?,
+                _ => None,
+            };
+            if importance.is_none() && choice.ty.is_quantized() && self.config.imatrix.is_some() {
+                without += 1;
+                progress.detail(&format!("the importance matrix has no entry for {}", planned.name));
+            }
+            if importance.is_none() && choice.needs_imatrix {
+                return Err(needs_imatrix(&planned.name, choice.ty));
+            }
+            targets.push(Target { planned, ty: choice.ty, source, importance });
+        }
+        if without > 0 {
+            progress.info(&format!("{without} quantized tensors have no importance weights and are quantized without"));
+        }
+        Ok(targets)
+    }
+
+    /// Checks that need no work: the output may be written, the disk has room, an importance matrix is there if needed.
+    pub fn preflight(&self) -> Result<()> {
+        atomic::refuse_existing(&self.config.output, self.config.force)?;
+        let dir = self.config.output.parent().unwrap_or(Path::new("."));
+        atomic::check_space(dir, self.layout.file_bytes())?;
+        if self.config.imatrix.is_none() {
+            if let Some((p, c)) = self.planned.iter().zip(&self.choices).find(|(_, c)| c.needs_imatrix) {
+                return Err(needs_imatrix(&p.name, c.ty));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn needs_imatrix(name: &str, ty: GgmlType) -> Error {
+    Error::new(Kind::Usage, format!("this level needs an importance matrix: {name} as {ty} would be useless without"))
+        .hint("Pass --imatrix FILE, or take Q2_K, which spends more bits where they matter.")
+}
+
+fn choose_types(model: &Model, planned: &[Planned], config: &Config) -> Result<Vec<Choice>> {
+    let h = &model.hyper;
+    let tied = !planned.iter().any(|p| p.name == "output.weight");
+    let facts = Facts::new(model.spec.gguf, h.layers, h.heads, h.kv_heads, h.experts, tied);
+    let candidates: Vec<Candidate<'_>> =
+        planned.iter().map(|p| Candidate { name: &p.name, shape: &p.shape, source: p.natural }).collect();
+    mix::choose(config.level, &facts, &config.overrides, config.imatrix.is_some(), &candidates)
+}
+
+/// The importance weights of a tensor: one per column, for each expert.
+///
+/// # Errors
+/// `Invalid` if the entry has another size than the tensor. The embedding alone may differ, as in llama-quantize.
+fn importance<'a>(imatrix: &'a Imatrix, planned: &Planned) -> Result<Option<&'a [f32]>> {
+    let Some(weights) = imatrix.get(&planned.name) else { return Ok(None) };
+    let expected = planned.shape[0] * planned.shape.get(2).unwrap_or(&1);
+    if weights.len() as u64 == expected {
+        return Ok(Some(weights));
+    }
+    if planned.name == "token_embd.weight" {
+        return Ok(None);
+    }
+    Err(Error::new(
+        Kind::Invalid,
+        format!("the importance matrix has {} weights for {}, which needs {expected}", weights.len(), planned.name),
+    )
+    .hint("The importance matrix belongs to another model."))
+}

@@ -1,0 +1,178 @@
+//! Rows of a planned tensor, read from the mapped checkpoint in any order and converted to float32.
+
+use std::ops::Range;
+
+use super::plan::{Planned, RowOrder, Rows};
+use crate::error::{Error, Kind, Result};
+use crate::format::gguf::blocks::{self, Simd};
+use super::finite::is_finite;
+use crate::format::gguf::GgmlType;
+use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
+
+/// A planned tensor together with its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct RowSource<'a> {
+    planned: &'a Planned,
+    parts: Vec<(&'a TensorInfo, &'a [u8])>,
+}
+
+impl<'a> RowSource<'a> {
+    pub(crate) fn new(planned: &'a Planned, tensors: &'a Tensors) -> Self {
+        let parts = match &planned.rows {
+            Rows::Constant(_) => vec![],
+            Rows::Source { names, .. } => names
+                .iter()
+                .map(|name| {
+                    let info = tensors.get(name).expect("planned tensors are in the checkpoint");
+                    (info, tensors.bytes(info))
+                })
+                .collect(),
+        };
+        RowSource { planned, parts }
+    }
+
+    /// Weights in a row as they are addressed here. For a bias that is reordered this is 1.
+    pub(crate) fn row_len(&self) -> usize {
+        match &self.planned.rows {
+            Rows::Constant(values) => values.len(),
+            Rows::Source { row_len, .. } => *row_len,
+        }
+    }
+
+    /// Number of such rows.
+    pub(crate) fn row_count(&self) -> usize {
+        match &self.planned.rows {
+            Rows::Constant(_) => 1,
+            Rows::Source { names, rows_each, .. } => names.len() * rows_each,
+        }
+    }
+
+    /// The source matrix (expert) that a row belongs to.
+    pub(crate) fn matrix_of(&self, row: usize) -> usize {
+        match &self.planned.rows {
+            Rows::Constant(_) => 0,
+            Rows::Source { rows_each, .. } => row / rows_each,
+        }
+    }
+
+    /// Rows per source matrix.
+    pub(crate) fn rows_each(&self) -> usize {
+        match &self.planned.rows {
+            Rows::Constant(_) => 1,
+            Rows::Source { rows_each, .. } => *rows_each,
+        }
+    }
+
+    /// Asks the kernel to read these rows ahead.
+    pub(crate) fn will_need(&self, tensors: &Tensors, rows: Range<usize>) {
+        let Rows::Source { rows_each, dtype, row_len, .. } = &self.planned.rows else { return };
+        let row_bytes = row_len * dtype.bytes();
+        for (i, (info, _)) in self.parts.iter().enumerate() {
+            let start = rows.start.max(i * rows_each);
+            let end = rows.end.min((i + 1) * rows_each);
+            if start < end {
+                // Reordering stays within a head, so the same range of rows is a good guess.
+                tensors.will_need(info, (start - i * rows_each) * row_bytes..(end - i * rows_each) * row_bytes);
+            }
+        }
+    }
+
+    /// Whether rows can be copied as they are when the target type is `ty`.
+    pub(crate) fn is_copy(&self, ty: GgmlType) -> bool {
+        matches!(&self.planned.rows, Rows::Source { dtype, offset, .. } if dtype.ggml() == ty && *offset == 0.0)
+    }
+
+    /// Copies rows byte for byte.
+    ///
+    /// # Errors
+    /// `Invalid` if a weight is NaN or infinite.
+    pub(crate) fn copy(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let Rows::Source { dtype, .. } = &self.planned.rows else {
+            unreachable!("constants are never copied");
+        };
+        let mut at = 0;
+        let first = rows.start;
+        self.for_pieces(rows, |bytes| {
+            out[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        });
+        if !is_finite(*dtype, out) {
+            return Err(self.not_finite(first, out, *dtype));
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the bytes of consecutive rows, in as large pieces as their order allows.
+    pub(crate) fn for_pieces(&self, rows: Range<usize>, mut each: impl FnMut(&'a [u8])) {
+        let Rows::Source { rows_each, dtype, order, row_len, .. } = &self.planned.rows else { return };
+        let row_bytes = row_len * dtype.bytes();
+        match order {
+            RowOrder::AsIs => {
+                let mut row = rows.start;
+                while row < rows.end {
+                    let (part, within) = (row / rows_each, row % rows_each);
+                    let n = (rows_each - within).min(rows.end - row);
+                    each(&self.parts[part].1[within * row_bytes..(within + n) * row_bytes]);
+                    row += n;
+                }
+            }
+            RowOrder::Interleave { .. } => {
+                for row in rows {
+                    let (part, within) = (row / rows_each, order.source_row(row % rows_each));
+                    each(&self.parts[part].1[within * row_bytes..(within + 1) * row_bytes]);
+                }
+            }
+        }
+    }
+
+    /// Reads rows as float32.
+    ///
+    /// # Errors
+    /// `Invalid` if a weight is NaN or infinite.
+    pub(crate) fn load(&self, rows: Range<usize>, out: &mut [f32], simd: Simd) -> Result<()> {
+        let Rows::Source { dtype, offset, .. } = &self.planned.rows else {
+            let Rows::Constant(values) = &self.planned.rows else { unreachable!("there are two kinds of rows") };
+            out.copy_from_slice(values);
+            return Ok(());
+        };
+        let mut at = 0;
+        let mut finite = true;
+        let first = rows.start;
+        self.for_pieces(rows.clone(), |bytes| {
+            let piece = &mut out[at..at + bytes.len() / dtype.bytes()];
+            at += piece.len();
+            finite &= is_finite(*dtype, bytes);
+            match dtype {
+                FloatType::F32 => blocks::f32_from_le(bytes, piece, simd),
+                FloatType::F16 => blocks::f16_to_f32(bytes, piece, simd),
+                FloatType::BF16 => blocks::bf16_to_f32(bytes, piece, simd),
+            }
+        });
+        if !finite {
+            return Err(self.not_finite(first, bytemuck::cast_slice(out), FloatType::F32));
+        }
+        if *offset != 0.0 {
+            out.iter_mut().for_each(|w| *w += offset);
+        }
+        Ok(())
+    }
+
+    fn not_finite(&self, first_row: usize, bytes: &[u8], dtype: FloatType) -> Error {
+        let size = dtype.bytes();
+        let at = bytes.chunks_exact(size).position(|w| !is_finite(dtype, w)).unwrap_or(0);
+        let (row, column) = (first_row + at / self.row_len(), at % self.row_len());
+        let source = match &self.planned.rows {
+            Rows::Source { names, .. } => names[self.matrix_of(row)].as_str(),
+            Rows::Constant(_) => "",
+        };
+        Error::new(
+            Kind::Invalid,
+            format!(
+                "tensor {source} ({}) holds NaN or infinity at row {}, column {column}",
+                self.planned.name,
+                row % self.rows_each()
+            ),
+        )
+        .hint("The checkpoint is damaged or training diverged; a quantized copy would be useless.")
+    }
+}

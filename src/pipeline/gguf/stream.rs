@@ -1,0 +1,133 @@
+//! Reads, encodes and writes at the same time: while one slab is encoded by all threads, the one before is written and
+//! the kernel reads the one after.
+
+use std::fs::File;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use rayon::prelude::*;
+
+use super::Target;
+use super::slab::{Chunk, Slab, slabs};
+use crate::atomic::start_writeback;
+use crate::cancel::Cancel;
+use crate::error::{Error, Result};
+use crate::format::gguf::blocks::{self, Simd};
+use crate::format::gguf::writer::{Layout, Writer};
+use crate::progress::Progress;
+use crate::source::safetensors::Tensors;
+
+/// Encodes all `targets` into `file`.
+pub(super) fn write_all(
+    file: &mut File,
+    layout: Layout,
+    tensors: &Tensors,
+    targets: &[Target<'_>],
+    simd: Simd,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let slabs = slabs(targets);
+    let (full_in, full_out) = sync_channel::<(usize, Vec<u8>)>(1);
+    let (empty_in, empty_out) = sync_channel::<Vec<u8>>(3);
+    let whole = &slabs;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || write_slabs(file, layout, whole, full_out, &empty_in));
+        let encoded = encode_slabs(&slabs, tensors, targets, simd, progress, cancel, &full_in, &empty_out);
+        drop(full_in);
+        let written = writer.join().expect("the writing thread does not panic");
+        // A failure to write ends the encoder too, so it is the cause.
+        written.map_err(|e| Error::io("cannot write the output", e))?;
+        encoded
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn encode_slabs(
+    slabs: &[Slab],
+    tensors: &Tensors,
+    targets: &[Target<'_>],
+    simd: Simd,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+    full: &SyncSender<(usize, Vec<u8>)>,
+    empty: &Receiver<Vec<u8>>,
+) -> Result<()> {
+    let mut current = usize::MAX;
+    for (i, slab) in slabs.iter().enumerate() {
+        cancel.check()?;
+        for chunk in slabs.get(i + 1).into_iter().flatten() {
+            targets[chunk.tensor].source.will_need(tensors, chunk.rows.clone());
+        }
+        if let Some(last) = slab.last().filter(|c| c.tensor != current) {
+            current = last.tensor;
+            progress.item(&targets[current].planned.name);
+        }
+        let mut buffer = empty.try_recv().unwrap_or_default();
+        buffer.resize(slab.iter().map(|c| c.bytes).sum(), 0);
+        let mut rest = buffer.as_mut_slice();
+        let mut work: Vec<(&Chunk, &mut [u8])> = Vec::with_capacity(slab.len());
+        for chunk in slab {
+            let (piece, tail) = rest.split_at_mut(chunk.bytes);
+            work.push((chunk, piece));
+            rest = tail;
+        }
+        // `try_for_each` stops at any failure; looking for the first in order makes the message the same every time.
+        let failed = work.into_par_iter().map_init(Vec::new, |scratch, (chunk, out)| {
+            let done = encode_chunk(&targets[chunk.tensor], chunk, out, scratch, simd);
+            progress.advance(chunk.weights as u64);
+            done
+        });
+        if let Some(e) = failed.filter_map(Result::err).reduce_with(|first, _| first) {
+            return Err(e);
+        }
+        if full.send((i, buffer)).is_err() {
+            // The writer has stopped; it says why.
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn encode_chunk(target: &Target<'_>, chunk: &Chunk, out: &mut [u8], scratch: &mut Vec<f32>, simd: Simd) -> Result<()> {
+    let source = &target.source;
+    if source.is_copy(target.ty) {
+        return source.copy(chunk.rows.clone(), out);
+    }
+    let row_len = source.row_len();
+    scratch.resize(chunk.weights, 0.0);
+    source.load(chunk.rows.clone(), scratch, simd)?;
+    let weights = target.importance.map(|all| {
+        let expert = source.matrix_of(chunk.rows.start);
+        &all[expert * row_len..(expert + 1) * row_len]
+    });
+    blocks::encode(target.ty, scratch, row_len, weights, out, simd);
+    Ok(())
+}
+
+fn write_slabs(
+    file: &mut File,
+    layout: Layout,
+    slabs: &[Slab],
+    full: Receiver<(usize, Vec<u8>)>,
+    empty: &SyncSender<Vec<u8>>,
+) -> std::io::Result<()> {
+    let mut at = 0;
+    let mut writer = Writer::new(&mut *file, layout)?;
+    for (i, buffer) in full {
+        // Chunks of one tensor lie side by side: one write for all of them.
+        let mut start = 0;
+        for piece in slabs[i].chunk_by(|a, b| a.tensor == b.tensor) {
+            let end = start + piece.iter().map(|c| c.bytes).sum::<usize>();
+            writer.write(&buffer[start..end])?;
+            start = end;
+        }
+        start_writeback(writer.get_ref(), at, buffer.len() as u64);
+        at += buffer.len() as u64;
+        let _ = empty.try_send(buffer);
+        if i + 1 == slabs.len() {
+            return writer.finish().map(|_| ());
+        }
+    }
+    // The encoder stopped early; the caller knows why and drops the file.
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! Opens the finished file with the project's own reader and compares it with the source.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::Target;
+use super::slab::{Chunk, slabs};
+use crate::cancel::Cancel;
+use crate::error::{Error, Kind, Result};
+use crate::format::gguf::blocks::{self, Simd};
+use crate::format::gguf::reader::Reader;
+use crate::format::gguf::{GgmlType, Metadata};
+use crate::progress::Progress;
+
+/// Squared error and squared weights of one tensor, summed in float64 in the order of the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Loss {
+    /// Sum of squared differences.
+    pub(super) error: f64,
+    /// Sum of squared source weights.
+    pub(super) energy: f64,
+}
+
+impl Loss {
+    /// Normalised mean squared error; 0 for a tensor of zeros that stayed zeros.
+    pub(super) fn nmse(self) -> f64 {
+        if self.error == 0.0 { 0.0 } else { self.error / self.energy }
+    }
+
+    pub(super) fn add(&mut self, other: Loss) {
+        self.error += other.error;
+        self.energy += other.energy;
+    }
+}
+
+/// The NMSE that no tensor may exceed.
+///
+/// One float rounds each weight by at most half a unit in the last place. A block of 32 weights with one absolute scale
+/// `m / n` errs by at most half a step each, `32 (m / 2n)^2`, where the block's energy is at least `m^2`: `8 / n^2`. The
+/// other types pick their scales by search, and importance weights may move error from one weight to another; all that
+/// is certain is that a useful block is nearer to its weights than zeros are.
+fn bound(ty: GgmlType) -> f64 {
+    match ty {
+        GgmlType::F32 => 0.0,
+        // Subnormal float16 weights lose more than half a unit of their own last place.
+        GgmlType::F16 => 1e-3,
+        GgmlType::BF16 => 0.25 / (1u64 << 16) as f64 * 1.0001,
+        GgmlType::Q8_0 => 8.0 / (127.0 * 127.0) * 1.01,
+        _ => 1.0,
+    }
+}
+
+/// Checks the file at `path`: header, alignment, every tensor's name, shape, type and size, and its weights against the
+/// source. Returns each target's loss.
+///
+/// # Errors
+/// `Invalid` if anything differs from what was meant to be written.
+pub(super) fn verify(
+    path: &Path,
+    metadata: &Metadata,
+    targets: &[Target<'_>],
+    simd: Simd,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Vec<Loss>> {
+    let wrong = |what: String| Error::new(Kind::Invalid, format!("output validation failed: {what}"));
+    let reader = Reader::open(path).map_err(|e| wrong(e.to_string()))?;
+    if reader.metadata() != metadata {
+        return Err(wrong("the metadata read back differs from what was written".into()));
+    }
+    if reader.tensors().len() != targets.len() {
+        return Err(wrong(format!("{} tensors instead of {}", reader.tensors().len(), targets.len())));
+    }
+    for (info, target) in reader.tensors().iter().zip(targets) {
+        let same = info.name == target.planned.name && info.shape == target.planned.shape && info.ty == target.ty;
+        if !same {
+            return Err(wrong(format!("tensor {} is not what was planned for {}", info.name, target.planned.name)));
+        }
+    }
+    let mut losses = vec![Loss::default(); targets.len()];
+    let mut offset = vec![0usize; targets.len()];
+    for slab in slabs(targets) {
+        cancel.check()?;
+        let starts: Vec<(Chunk, usize)> = slab
+            .into_iter()
+            .map(|chunk| {
+                let start = offset[chunk.tensor];
+                offset[chunk.tensor] += chunk.bytes;
+                (chunk, start)
+            })
+            .collect();
+        let parts: Vec<Result<Loss>> = starts
+            .par_iter()
+            .map_init(Default::default, |scratch, (chunk, start)| {
+                let target = &targets[chunk.tensor];
+                let data = &reader.data(&reader.tensors()[chunk.tensor])[*start..start + chunk.bytes];
+                let loss = compare(target, chunk, data, scratch, simd);
+                progress.advance(chunk.weights as u64);
+                loss
+            })
+            .collect();
+        for ((chunk, _), part) in starts.iter().zip(parts) {
+            losses[chunk.tensor].add(part?);
+        }
+    }
+    for (target, loss) in targets.iter().zip(&losses) {
+        let nmse = loss.nmse();
+        // The negation catches NaN, which a scale that overflowed leads to.
+        if !(nmse <= bound(target.ty)) {
+            return Err(wrong(format!(
+                "tensor {} as {} differs from its source by an NMSE of {nmse:e} (at most {:e} can be)",
+                target.planned.name,
+                target.ty,
+                bound(target.ty)
+            ))
+            .hint("Weights beyond the range of float16 scales cannot be held; keep this tensor in F32 or BF16 with --tensor-type."));
+        }
+    }
+    Ok(losses)
+}
+
+#[derive(Default)]
+struct Scratch {
+    source: Vec<f32>,
+    decoded: Vec<f32>,
+}
+
+fn compare(target: &Target<'_>, chunk: &Chunk, data: &[u8], scratch: &mut Scratch, simd: Simd) -> Result<Loss> {
+    if target.source.is_copy(target.ty) {
+        let mut at = 0;
+        let mut same = true;
+        target.source.for_pieces(chunk.rows.clone(), |bytes| {
+            same &= &data[at..at + bytes.len()] == bytes;
+            at += bytes.len();
+        });
+        if same {
+            return Ok(Loss::default());
+        }
+    }
+    scratch.source.resize(chunk.weights, 0.0);
+    scratch.decoded.resize(chunk.weights, 0.0);
+    target.source.load(chunk.rows.clone(), &mut scratch.source, simd)?;
+    blocks::decode(target.ty, data, &mut scratch.decoded);
+    Ok(loss(&scratch.source, &scratch.decoded))
+}
+
+/// Sums in 16 lanes and adds those up in order: the same result on every machine, and fast.
+fn loss(source: &[f32], decoded: &[f32]) -> Loss {
+    const LANES: usize = 16;
+    let mut error = [0f64; LANES];
+    let mut energy = [0f64; LANES];
+    let (a, a_rest) = source.as_chunks::<LANES>();
+    let (b, b_rest) = decoded.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..LANES {
+            let difference = f64::from(a[i]) - f64::from(b[i]);
+            error[i] += difference * difference;
+            energy[i] += f64::from(a[i]) * f64::from(a[i]);
+        }
+    }
+    let mut total = Loss { error: error.iter().sum(), energy: energy.iter().sum() };
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        let difference = f64::from(*a) - f64::from(*b);
+        total.add(Loss { error: difference * difference, energy: f64::from(*a) * f64::from(*a) });
+    }
+    total
+}

@@ -1,0 +1,5 @@
+//! Knows the order in which things are done; nothing else does.
+
+pub mod gguf;
+pub mod inspect;
+pub mod memory;
