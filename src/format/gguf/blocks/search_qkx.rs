@@ -55,12 +55,11 @@ pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], se
     }
     min = V::select(min.gt(zero), zero, min);
     let first_min = min;
-    let range = max - min;
     let uneven = max.gt(min);
 
     let top = V::splat(max_level as f32);
 
-    let mut factor = top / range;
+    let mut factor = top / (max - min);
     let mut offset = min;
     let mut scale = V::splat(1.0) / factor;
     let mut best = zero;
@@ -71,7 +70,7 @@ pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], se
 
     let mut levels = [zero; L];
     for step in 0..=search.steps {
-        let tried = V::splat(search.first + search.step * step as f32 + max_level as f32) / range;
+        let tried = V::splat(search.first + search.step * step as f32 + max_level as f32) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
         for i in 0..L {
             let l = V::from_int((tried * (x[i] - min)).nearest_within(0, max_level));
