@@ -1,0 +1,57 @@
+//! Q8_0: 32 weights in 34 bytes.
+//!
+//! | bytes | content |
+//! |-------|---------|
+//! | 0..2  | scale, half precision |
+//! | 2..34 | levels, -127..=127 |
+//!
+//! A weight is `scale * level`.
+
+use super::half_types::{f32_to_f16, read_f16};
+use super::lanes::Lanes;
+use super::simd::{Kernel, Simd};
+
+const BYTES: usize = 34;
+
+/// Encodes blocks (`quantize_row_q8_0_ref`; importance has no part in it).
+pub(super) fn encode(src: &[f32], dst: &mut [u8], simd: Simd) {
+    simd.run(Encoder { src, dst });
+}
+
+struct Encoder<'a> {
+    src: &'a [f32],
+    dst: &'a mut [u8],
+}
+
+impl Kernel for Encoder<'_> {
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let dst = self.dst.as_chunks_mut::<BYTES>().0;
+        for (x, out) in self.src.as_chunks::<32>().0.iter().zip(dst) {
+            let scale = largest_magnitude(x) / 127.0;
+            let factor = V::splat(if scale != 0.0 { 1.0 / scale } else { 0.0 });
+            out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
+            for i in (0..32).step_by(V::N) {
+                V::store_u8((V::load(&x[i..]) * factor).round_away(), &mut out[2 + i..]);
+            }
+        }
+    }
+}
+
+/// The largest magnitude of some numbers.
+#[inline(always)]
+pub(super) fn largest_magnitude<const L: usize>(x: &[f32; L]) -> f32 {
+    let mut bits = 0;
+    for v in x {
+        bits = bits.max(v.to_bits() & 0x7fff_ffff);
+    }
+    f32::from_bits(bits)
+}
+
+/// Decodes one block (`dequantize_row_q8_0`).
+pub(super) fn decode(src: &[u8], dst: &mut [f32]) {
+    let scale = read_f16(src);
+    for (y, &level) in dst.iter_mut().zip(&src[2..]) {
+        *y = f32::from(level as i8) * scale;
+    }
+}

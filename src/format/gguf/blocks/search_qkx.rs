@@ -1,0 +1,112 @@
+//! Search for scale and minimum of a block: `x ~ scale * level + minimum`, levels from 0 on.
+
+use super::lanes::Lanes;
+
+/// How a search goes about it.
+#[derive(Clone, Copy)]
+pub(super) struct AffineSearch {
+    /// The largest level.
+    pub(super) max_level: i32,
+    /// The first rounding factor tried takes the range of the block to `max_level + first` levels.
+    pub(super) first: f32,
+    /// Growth of that from one try to the next.
+    pub(super) step: f32,
+    /// Number of tries after the first one.
+    pub(super) steps: i32,
+    /// Whether errors count by their magnitude rather than by their square.
+    pub(super) magnitude: bool,
+}
+
+impl AffineSearch {
+    /// The search of all types that have an importance for each weight.
+    pub(super) const fn with_importance(max_level: i32) -> AffineSearch {
+        AffineSearch { max_level, first: -0.9, step: 0.05, steps: 36, magnitude: false }
+    }
+}
+
+/// What the search found, one block per lane.
+#[derive(Clone, Copy)]
+pub(super) struct Affine<V> {
+    /// The scale; zero for a block of equal weights.
+    pub(super) scale: V,
+    /// The minimum, negated.
+    pub(super) min: V,
+    /// With `offset`, how weights go to the levels that were found: `nearest(factor * (x - offset))`. Zero for a block
+    /// of equal weights.
+    pub(super) factor: V,
+    /// See `factor`.
+    pub(super) offset: V,
+}
+
+/// Scale and minimum that minimise the weighted error: each try rounds with another factor and fits a line to the levels
+/// that this gives. Follows `make_qkx2_quants` and `make_qkx3_quants`, which differ in their constants only.
+#[inline(always)]
+pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], search: AffineSearch) -> Affine<V> {
+    let AffineSearch { max_level, magnitude, .. } = search;
+    let zero = V::splat(0.0);
+    let (mut min, mut max) = (x[0], x[0]);
+    let mut sum_w = w[0];
+    let mut sum_x = w[0] * x[0];
+    for i in 1..L {
+        min = x[i].min(min);
+        max = x[i].max(max);
+        sum_w = sum_w + w[i];
+        sum_x = sum_x + w[i] * x[i];
+    }
+    min = V::select(min.gt(zero), zero, min);
+    let first_min = min;
+    let uneven = max.gt(min);
+
+    let top = V::splat(max_level as f32);
+
+    let mut factor = top / (max - min);
+    let mut offset = min;
+    let mut scale = V::splat(1.0) / factor;
+    let mut best = zero;
+    for i in 0..L {
+        let l = V::from_int((factor * (x[i] - min)).nearest_within(0, max_level));
+        best = best + w[i] * cost(scale * l + min - x[i], magnitude);
+    }
+
+    let mut levels = [zero; L];
+    for step in 0..=search.steps {
+        let tried = V::splat(search.first + search.step * step as f32 + max_level as f32) / (max - min);
+        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+        for i in 0..L {
+            let l = V::from_int((tried * (x[i] - min)).nearest_within(0, max_level));
+            levels[i] = l;
+            let wl = w[i] * l;
+            sum_l = sum_l + wl;
+            sum_l2 = sum_l2 + wl * l;
+            sum_xl = sum_xl + wl * x[i];
+        }
+        let det = sum_w * sum_l2 - sum_l * sum_l;
+        let fitted_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
+        let fitted_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+        let above = fitted_min.gt(zero);
+        let fitted_min = V::select(above, zero, fitted_min);
+        let fitted_scale = V::select(above, sum_xl / sum_l2, fitted_scale);
+        let mut error = zero;
+        for i in 0..L {
+            error = error + w[i] * cost(fitted_scale * levels[i] + fitted_min - x[i], magnitude);
+        }
+        let better = V::and(det.gt(zero), error.lt(best));
+        best = V::select(better, error, best);
+        scale = V::select(better, fitted_scale, scale);
+        factor = V::select(better, tried, factor);
+        offset = V::select(better, min, offset);
+        min = V::select(better, fitted_min, min);
+    }
+
+    Affine {
+        scale: V::select(uneven, scale, zero),
+        min: V::select(uneven, min, first_min).neg(),
+        factor: V::select(uneven, factor, zero),
+        offset: V::select(uneven, offset, zero),
+    }
+}
+
+#[inline(always)]
+fn cost<V: Lanes>(diff: V, magnitude: bool) -> V {
+    if magnitude { diff.abs() } else { diff * diff }
+}

@@ -1,0 +1,142 @@
+//! Q4_0 and Q5_0: 32 weights in 18 or 22 bytes.
+//!
+//! | Q4_0  | Q5_0  | content |
+//! |-------|-------|---------|
+//! | 0..2  | 0..2  | scale, half precision |
+//! |       | 2..6  | bit 4 of level `i` is bit `i` of this little-endian word |
+//! | 2..18 | 6..22 | byte `i`: the low four bits of level `i`, and of level `i + 16` in the upper half |
+//!
+//! A weight is `scale * (level - 8)`, in Q5_0 `scale * (level - 16)`.
+
+use super::half_types::{f32_to_f16, read_f16};
+use super::lanes::{Lanes, MAX_LANES};
+use super::levels::{multiply, pack_block};
+use super::rows::{Rows, scale_importance};
+use super::search_qx::search_symmetric;
+use super::simd::{Kernel, Simd};
+
+/// Encodes blocks of `BITS` (4 or 5) bits a weight. Without importance the extreme value sets the scale
+/// (`quantize_row_q4_0_ref`), with it the scale is searched for (`quantize_row_q4_0_impl`).
+pub(super) fn encode<const BITS: u32>(rows: Rows<'_>, dst: &mut [u8], simd: Simd) {
+    if rows.importance.is_some() {
+        simd.run(Searching::<BITS> { rows, dst });
+    } else {
+        simd.run(Plain::<BITS> { src: rows.src, dst });
+    }
+}
+
+/// Bytes of a block of `bits` bits a weight, without the `scales` of two bytes each that it begins with.
+pub(super) const fn level_bytes(bits: u32) -> usize {
+    if bits == 5 { 20 } else { 16 }
+}
+
+struct Plain<'a, const BITS: u32> {
+    src: &'a [f32],
+    dst: &'a mut [u8],
+}
+
+impl<const BITS: u32> Kernel for Plain<'_, BITS> {
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let half = (1 << (BITS - 1)) as f32;
+        let dst = self.dst.chunks_exact_mut(2 + level_bytes(BITS));
+        for (x, out) in self.src.as_chunks::<32>().0.iter().zip(dst) {
+            let scale = first_extreme(x) / -half;
+            let factor = V::splat(if scale != 0.0 { 1.0 / scale } else { 0.0 });
+            let mut levels = [0; 32];
+            for i in (0..32).step_by(V::N) {
+                let l = (V::load(&x[i..]) * factor + V::splat(half + 0.5)).trunc();
+                V::store_u8(V::int_min(V::int((1 << BITS) - 1), l), &mut levels[i..]);
+            }
+            out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
+            pack_levels::<BITS>(&levels, &mut out[2..]);
+        }
+    }
+}
+
+/// The value of largest magnitude, the first one where several have it.
+#[inline(always)]
+fn first_extreme(x: &[f32; 32]) -> f32 {
+    // As integers the bits of positive floats are ordered as the floats, and so are those of the negative ones by
+    // their magnitude.
+    let (mut top, mut bottom) = (0i32, 0x8000_0000u32);
+    for v in x {
+        top = top.max(v.to_bits() as i32);
+        bottom = bottom.max(v.to_bits());
+    }
+    let (positive, negative) = (top as u32, bottom & 0x7fff_ffff);
+    if positive == negative {
+        return x.iter().copied().find(|v| v.abs().to_bits() == positive && positive != 0).unwrap_or(0.0);
+    }
+    f32::from_bits(if positive > negative { positive } else { bottom })
+}
+
+struct Searching<'a, const BITS: u32> {
+    rows: Rows<'a>,
+    dst: &'a mut [u8],
+}
+
+impl<const BITS: u32> Kernel for Searching<'_, BITS> {
+    #[inline(always)]
+    fn run<V: Lanes>(self) {
+        let Rows { src, n_per_row, importance } = self.rows;
+        let half = 1 << (BITS - 1);
+        let mut x = [V::splat(0.0); 32];
+        let mut w = x;
+        let means = self.rows.mean_squares(&mut x);
+        let (mut sigma2, mut scales, mut factors) = ([0.0; MAX_LANES], [0.0; MAX_LANES], [0.0; MAX_LANES]);
+        let group_bytes = V::N * (2 + level_bytes(BITS));
+        for (g, out) in self.dst.chunks_mut(group_bytes).enumerate() {
+            let group = self.rows.group(g * V::N, V::N, 32);
+            V::transpose(src, &group.starts, &mut x);
+            V::transpose(importance.unwrap_or_default(), &group.columns, &mut w);
+            for s in 0..V::N {
+                sigma2[s] = means[group.starts[s] / n_per_row];
+            }
+            scale_importance(&mut w, &x, V::load(&sigma2));
+            let found = search_symmetric(&x, &w, half);
+            found.scale.store(&mut scales);
+            found.factor.store(&mut factors);
+            for (s, out) in out.chunks_exact_mut(2 + level_bytes(BITS)).enumerate() {
+                let mut levels = [0; 32];
+                let x = &src[group.starts[s]..][..32];
+                multiply::<V>(x, factors[s], 0.0, -half, half - 1, &mut levels);
+                out[..2].copy_from_slice(&f32_to_f16(scales[s]).to_le_bytes());
+                pack_levels::<BITS>(&levels, &mut out[2..]);
+            }
+        }
+    }
+}
+
+/// Packs 32 levels into [`level_bytes`] bytes.
+#[inline(always)]
+pub(super) fn pack_levels<const BITS: u32>(levels: &[u8; 32], out: &mut [u8]) {
+    if BITS == 5 {
+        let mut high = 0u32;
+        for (i, &level) in levels.iter().enumerate() {
+            high |= u32::from(level >> 4 & 1) << i;
+        }
+        out[..4].copy_from_slice(&high.to_le_bytes());
+        pack_block(levels, &mut out[4..]);
+    } else {
+        pack_block(levels, out);
+    }
+}
+
+/// The levels that [`pack_levels`] packed.
+pub(super) fn unpack_levels<const BITS: u32>(packed: &[u8]) -> [u8; 32] {
+    let (high, low) = packed.split_at(level_bytes(BITS) - 16);
+    let high = if BITS == 5 { u32::from_le_bytes([high[0], high[1], high[2], high[3]]) } else { 0 };
+    std::array::from_fn(|i| {
+        let low = if i < 16 { low[i] & 15 } else { low[i - 16] >> 4 };
+        low | ((high >> i & 1) << 4) as u8
+    })
+}
+
+/// Decodes one block (`dequantize_row_q4_0`, `dequantize_row_q5_0`).
+pub(super) fn decode<const BITS: u32>(src: &[u8], dst: &mut [f32]) {
+    let scale = read_f16(src);
+    for (y, level) in dst.iter_mut().zip(unpack_levels::<BITS>(&src[2..])) {
+        *y = (i32::from(level) - (1 << (BITS - 1))) as f32 * scale;
+    }
+}
