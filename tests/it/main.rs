@@ -4,3 +4,4 @@
 mod hub;
 #[cfg(feature = "hub")]
 mod hub_server;
+mod imatrix;

@@ -1,0 +1,3 @@
+//! What calibration data says about a model.
+
+pub mod imatrix;
