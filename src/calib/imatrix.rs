@@ -42,7 +42,7 @@ impl Imatrix {
         };
         let mut imatrix = loaded.map_err(|message| {
             Error::new(Kind::Invalid, format!("{} is no usable importance matrix: {message}", path.display()))
-                .hint("make it again with llama-imatrix, from the model that is to be quantized")
+                .hint("Make it again with llama-imatrix, from the model that is to be quantized.")
         })?;
         imatrix.file_name = path.to_string_lossy().into_owned();
         Ok(imatrix)

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use llm_quantize::cancel::Cancel;
 use llm_quantize::error::Kind;
 use llm_quantize::progress::{Progress, Silent, Unit};
 use llm_quantize::source::hub::{HubConfig, HubId, cached_with, download_with};
@@ -72,7 +74,7 @@ impl Setup {
     }
 
     fn download(&self) -> llm_quantize::Result<PathBuf> {
-        download_with(&self.config(), &id("org/tiny"), &Silent)
+        download_with(&self.config(), &id("org/tiny"), &Cancel::new(), &Silent)
     }
 
     fn folder(&self) -> PathBuf {
@@ -149,7 +151,7 @@ fn a_killed_run_is_taken_up_by_the_next() {
     let hub = Setup::new();
     let partial = leave_partial(&hub, &model()[0].1[..2_000_000]);
     let progress = Counter::default();
-    assert_whole(&download_with(&hub.config(), &id("org/tiny"), &progress).unwrap());
+    assert_whole(&download_with(&hub.config(), &id("org/tiny"), &Cancel::new(), &progress).unwrap());
     assert!(!partial.exists());
     let requests = hub.server.take_requests();
     let shard: Vec<_> = requests.iter().filter(|r| r.storage && r.target.ends_with(FIRST)).collect();
@@ -157,6 +159,18 @@ fn a_killed_run_is_taken_up_by_the_next() {
     assert_eq!(shard[0].range.as_deref(), Some("bytes=2000000-"));
     let sizes: u64 = model().iter().filter(|(n, _)| NEEDED.contains(n)).map(|(_, c)| c.len() as u64).sum();
     assert_eq!(*progress.0.lock().unwrap(), (sizes, sizes), "progress counts what was there and what came");
+}
+
+#[test]
+fn an_interrupted_run_is_taken_up_by_the_next() {
+    let hub = Setup::new();
+    let interrupter = Interrupter::default();
+    let e = download_with(&hub.config(), &id("org/tiny"), &interrupter.cancel, &interrupter).unwrap_err();
+    assert_eq!(e.kind(), Kind::Interrupted);
+    assert!(cached_with(&hub.config(), &id("org/tiny")).is_err());
+    hub.server.take_requests();
+    assert_whole(&hub.download().unwrap());
+    assert!(hub.server.take_requests().iter().any(|r| r.range.is_some()));
 }
 
 #[test]
@@ -226,7 +240,7 @@ fn a_gated_model_needs_a_token_which_only_the_hub_gets() {
     hub.server.take_requests();
 
     let config = HubConfig { token: Some(TOKEN.into()), ..hub.config() };
-    assert_whole(&download_with(&config, &id("org/tiny"), &Silent).unwrap());
+    assert_whole(&download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap());
     let (storage, own): (Vec<_>, Vec<_>) = hub.server.take_requests().into_iter().partition(|r| r.storage);
     assert!(!storage.is_empty() && storage.iter().all(|r| r.authorization.is_none()), "{storage:?}");
     let bearer = format!("Bearer {TOKEN}");
@@ -238,7 +252,7 @@ fn a_token_that_is_refused_is_not_shown() {
     let hub = Setup::new();
     hub.server.state().gated = true;
     let config = HubConfig { token: Some("hf_wrong".into()), ..hub.config() };
-    let e = download_with(&config, &id("org/tiny"), &Silent).unwrap_err();
+    let e = download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap_err();
     assert_eq!(e.kind(), Kind::Auth);
     assert!(!format!("{e} {e:?} {config:?}").contains("hf_wrong"));
 }
@@ -247,7 +261,7 @@ fn a_token_that_is_refused_is_not_shown() {
 fn what_the_hub_does_not_have_is_not_found() {
     let hub = Setup::new();
     for (name, word) in [("org/other", "org/other"), ("org/tiny@v2", "v2")] {
-        let e = download_with(&hub.config(), &id(name), &Silent).unwrap_err();
+        let e = download_with(&hub.config(), &id(name), &Cancel::new(), &Silent).unwrap_err();
         assert_eq!(e.kind(), Kind::NotFound, "{name}: {e}");
         assert!(e.to_string().contains(word), "{e}");
     }
@@ -256,11 +270,11 @@ fn what_the_hub_does_not_have_is_not_found() {
 #[test]
 fn a_revision_is_kept_by_its_name() {
     let hub = Setup::new();
-    let dir = download_with(&hub.config(), &id("org/tiny@v1"), &Silent).unwrap();
+    let dir = download_with(&hub.config(), &id("org/tiny@v1"), &Cancel::new(), &Silent).unwrap();
     assert_eq!(fs::read_to_string(hub.folder().join("refs/v1")).unwrap(), COMMIT);
     assert!(!hub.folder().join("refs/main").exists());
     let commit = id(&format!("org/tiny@{COMMIT}"));
-    assert_eq!(download_with(&hub.config(), &commit, &Silent).unwrap(), dir);
+    assert_eq!(download_with(&hub.config(), &commit, &Cancel::new(), &Silent).unwrap(), dir);
     assert_eq!(cached_with(&hub.config(), &commit).unwrap(), dir);
 }
 
@@ -280,13 +294,13 @@ fn offline_only_the_cache_is_used() {
     let hub = Setup::new();
     let offline = HubConfig { offline: true, ..hub.config() };
     let tiny = id("org/tiny");
-    let e = download_with(&offline, &tiny, &Silent).unwrap_err();
+    let e = download_with(&offline, &tiny, &Cancel::new(), &Silent).unwrap_err();
     assert_eq!(e.kind(), Kind::NotFound);
     assert!(hub.server.take_requests().is_empty());
 
     let dir = hub.download().unwrap();
     hub.server.take_requests();
-    assert_eq!(download_with(&offline, &tiny, &Silent).unwrap(), dir);
+    assert_eq!(download_with(&offline, &tiny, &Cancel::new(), &Silent).unwrap(), dir);
     assert!(hub.server.take_requests().is_empty());
 
     // A shard that went missing makes the copy incomplete.
@@ -300,11 +314,14 @@ fn an_unreachable_hub_is_told_from_a_missing_model() {
     // A port that was free a moment ago.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = HubConfig { endpoint: format!("http://{closed}"), ..hub.config() };
-    let e = download_with(&config, &id("org/tiny"), &Silent).unwrap_err();
+    let e = download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap_err();
     assert_eq!(e.kind(), Kind::Other);
     assert!(e.suggestion().unwrap().contains("HF_ENDPOINT"));
     let config = HubConfig { endpoint: "no address".into(), ..hub.config() };
-    assert_eq!(download_with(&config, &id("org/tiny"), &Silent).unwrap_err().kind(), Kind::Usage);
+    assert_eq!(
+        download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap_err().kind(),
+        Kind::Usage
+    );
 }
 
 #[test]
@@ -327,6 +344,27 @@ impl Progress for Counter {
     }
     fn advance(&self, done: u64) {
         self.0.lock().unwrap().1 += done;
+    }
+    fn item(&self, _: &str) {}
+    fn end(&self) {}
+    fn warn(&self, _: &str) {}
+    fn info(&self, _: &str) {}
+    fn detail(&self, _: &str) {}
+}
+
+/// Asks to stop when more has come than the small files and the second shard together: the first shard is on its way.
+#[derive(Default)]
+struct Interrupter {
+    cancel: Cancel,
+    received: AtomicU64,
+}
+
+impl Progress for Interrupter {
+    fn begin(&self, _: &str, _: u64, _: Unit) {}
+    fn advance(&self, done: u64) {
+        if self.received.fetch_add(done, Ordering::Relaxed) + done > 1_000_000 {
+            self.cancel.request();
+        }
     }
     fn item(&self, _: &str) {}
     fn end(&self) {}

@@ -11,6 +11,7 @@ use reqwest::{Method, StatusCode, Url};
 use super::listing::{Content, RemoteFile, TEMPLATES};
 use super::refusal::{Asked, Refusal, root};
 use super::{HubConfig, HubId, is_commit};
+use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
 /// How often a request is tried that fails for reasons that pass.
@@ -36,13 +37,14 @@ pub(super) enum Failure {
 pub(super) struct Client<'a> {
     pub(super) config: &'a HubConfig,
     pub(super) id: &'a HubId,
+    cancel: &'a Cancel,
     endpoint: Url,
     repository: HFRepositorySync<RepoTypeModel>,
     http: reqwest::blocking::Client,
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(config: &'a HubConfig, id: &'a HubId) -> Result<Self> {
+    pub(super) fn new(config: &'a HubConfig, id: &'a HubId, cancel: &'a Cancel) -> Result<Self> {
         let asked = Asked { id, config };
         let endpoint = Url::parse(&config.endpoint)
             .ok()
@@ -52,7 +54,7 @@ impl<'a> Client<'a> {
             })?;
         if config.token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(Error::new(Kind::Auth, "the token for the Hub has characters that no token has")
-                .hint("set HF_TOKEN again, or run `hf auth login`"));
+                .hint("Set HF_TOKEN again, or run `hf auth login`."));
         }
         let build = || -> reqwest::Result<_> {
             let agent: HeaderMap =
@@ -74,7 +76,7 @@ impl<'a> Client<'a> {
         };
         let (api, http) = build().map_err(|e| {
             Error::new(Kind::Other, format!("cannot set up HTTPS: {}", root(&e)))
-                .hint("install the system's certificates (ca-certificates), or pass a local directory")
+                .hint("Install the system's certificates (ca-certificates), or pass a local directory.")
         })?;
         let mut builder = HFClient::builder()
             .client(api)
@@ -85,7 +87,7 @@ impl<'a> Client<'a> {
         }
         let client = builder.build_sync().map_err(|e| asked.failed(e))?;
         let (org, name) = hf_hub::split_id(&id.repo);
-        Ok(Client { config, id, endpoint, repository: client.model(org, name), http })
+        Ok(Client { config, id, cancel, endpoint, repository: client.model(org, name), http })
     }
 
     pub(super) fn asked(&self) -> Asked<'_> {
@@ -126,6 +128,7 @@ impl<'a> Client<'a> {
         };
         let mut attempt = 1;
         loop {
+            self.go_on()?;
             match request() {
                 Err(e) if broke_off(&e) && attempt < ATTEMPTS => {
                     std::thread::sleep(self.wait(attempt));
@@ -134,6 +137,14 @@ impl<'a> Client<'a> {
                 answer => return answer.map_err(|e| self.asked().failed(e)),
             }
         }
+    }
+
+    /// An error once the user has asked to stop.
+    pub(super) fn go_on(&self) -> Result<()> {
+        self.cancel.check().map_err(|e| {
+            let message = format!("the download of {} was interrupted", self.id);
+            Error::new(e.kind(), message).hint("Run again: the download goes on where it stopped.")
+        })
     }
 
     /// How long to wait after failed attempt number `attempt`, the first being 1.

@@ -69,7 +69,7 @@ pub(super) fn fetch(
             Kind::Resources,
             format!("{} needs {needed} GB more in {root}, where {free} GB are free", client.id),
         )
-        .hint("free some space, or set HF_HOME to a larger disk"));
+        .hint("Free some space, or set HF_HOME to a directory on a larger disk."));
     }
 
     let total = files.iter().map(|f| f.size).fold(0, u64::saturating_add);
@@ -175,7 +175,7 @@ impl<'a> Transfer<'a> {
         let message =
             format!("{} arrived damaged: its sha256 is {found}, not {expected}", self.job.file.path);
         let error =
-            Error::new(Kind::Invalid, message).hint("try again; if it stays so, ask the model's owner");
+            Error::new(Kind::Invalid, message).hint("Try again; if it stays so, ask the model's owner.");
         // What was left by an earlier run may be at fault, once.
         match std::mem::replace(&mut self.damaged, true) {
             true => Err(Failure::Final(error)),
@@ -197,9 +197,7 @@ impl<'a> Transfer<'a> {
             }
         }
         loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Failure::Final(stopped()));
-            }
+            go_on(self.client, self.stop).map_err(Failure::Final)?;
             let n = match answer.read(&mut self.buffer) {
                 Ok(n) => n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -242,7 +240,8 @@ impl<'a> Transfer<'a> {
     fn cut(&self, why: &str) -> Failure {
         let RemoteFile { path, size, .. } = self.job.file;
         let message = format!("the download of {path} broke off after {} of {size} bytes: {why}", self.len);
-        let error = Error::new(Kind::Other, message).hint("run again: the download goes on where it stopped");
+        let error =
+            Error::new(Kind::Other, message).hint("Run again: the download goes on where it stopped.");
         Failure::Passing(error, None)
     }
 }
@@ -258,6 +257,7 @@ fn repeat<T>(
 ) -> Result<T> {
     let (mut failures, mut best) = (0, reached());
     loop {
+        go_on(client, stop)?;
         let (error, wait) = match attempt() {
             Ok(value) => return Ok(value),
             Err(Failure::Final(error)) => return Err(error),
@@ -269,15 +269,22 @@ fn repeat<T>(
             return Err(error);
         }
         progress.detail(&format!("{name}: {error}; trying again"));
-        sleep(wait.unwrap_or_else(|| client.wait(failures)), stop)?;
+        sleep(client, wait.unwrap_or_else(|| client.wait(failures)), stop)?;
     }
 }
 
-fn sleep(mut left: Duration, stop: &AtomicBool) -> Result<()> {
+/// An error when the user or another file's failure asks to stop.
+fn go_on(client: &Client<'_>, stop: &AtomicBool) -> Result<()> {
+    client.go_on()?;
+    match stop.load(Ordering::Relaxed) {
+        true => Err(Error::new(Kind::Other, "stopped because another file failed")),
+        false => Ok(()),
+    }
+}
+
+fn sleep(client: &Client<'_>, mut left: Duration, stop: &AtomicBool) -> Result<()> {
     while !left.is_zero() {
-        if stop.load(Ordering::Relaxed) {
-            return Err(stopped());
-        }
+        go_on(client, stop)?;
         let nap = left.min(Duration::from_millis(100));
         std::thread::sleep(nap);
         left -= nap;
@@ -323,16 +330,10 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-fn stopped() -> Error {
-    Error::new(Kind::Other, "stopped because another file failed")
-}
-
 fn io(path: &Path, e: std::io::Error) -> Error {
     let error = Error::io(format!("cannot write {}", path.display()), e);
     match error.kind() {
-        Kind::Resources => {
-            error.hint("free some space, or set HF_HOME to a larger disk; the download goes on from there")
-        }
+        Kind::Resources => error.hint("Free some space, or set HF_HOME to a directory on a larger disk."),
         _ => error,
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn select(id: &HubId, entries: Vec<RepoTreeEntry>) -> Result<Vec<Remo
                 Kind::Invalid,
                 format!("{id} lists a file with the unsafe name {path:?}"),
             )
-            .hint("do not trust this repository, or the server in HF_ENDPOINT"));
+            .hint("Do not trust this repository, or the server in HF_ENDPOINT."));
         }
         if is_wanted(&path) {
             let content = if lfs.is_some() { Content::Large } else { Content::Git(oid) };
@@ -86,13 +86,13 @@ pub(super) fn select(id: &HubId, entries: Vec<RepoTreeEntry>) -> Result<Vec<Remo
     }
     if !files.iter().any(|f| f.path == "config.json") {
         return Err(Error::new(Kind::Invalid, format!("{id} has no config.json"))
-            .hint("give a model in the layout of Hugging Face transformers"));
+            .hint("Pass a model in the layout of Hugging Face transformers."));
     }
     if !files.iter().any(|f| is_weights(&f.path)) {
         let found = others.iter().find(|p| [".bin", ".pth", ".gguf"].iter().any(|end| p.ends_with(end)));
         let found = found.map(|p| format!(" (but {p:?})")).unwrap_or_default();
         return Err(Error::new(Kind::Unsupported, format!("{id} has no *.safetensors weights{found}"))
-            .hint("give a model whose weights are safetensors; pickled weights are never loaded"));
+            .hint("Pass a model whose weights are safetensors; pickled weights are never loaded."));
     }
     files.sort_by(|a, b| (a.content == Content::Large, &a.path).cmp(&(b.content == Content::Large, &b.path)));
     Ok(files)

@@ -13,6 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 
@@ -142,15 +143,20 @@ impl fmt::Debug for HubConfig {
 
 /// Brings what quantization needs of a model into the cache and returns its directory there.
 pub fn download(id: &HubId, progress: &dyn Progress) -> Result<PathBuf> {
-    download_with(&HubConfig::from_env(), id, progress)
+    download_with(&HubConfig::from_env(), id, &Cancel::new(), progress)
 }
 
-/// [`download`] with a configuration of one's own.
-pub fn download_with(config: &HubConfig, id: &HubId, progress: &dyn Progress) -> Result<PathBuf> {
+/// [`download`] with a configuration of one's own, and a way to stop it; the next call goes on from there.
+pub fn download_with(
+    config: &HubConfig,
+    id: &HubId,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
     if config.offline {
         return cached_with(config, id);
     }
-    let client = Client::new(config, id)?;
+    let client = Client::new(config, id, cancel)?;
     let commit = client.commit()?;
     let cache = Cache::new(&config.cache, id);
     let mut files = listing::select(id, client.files(&commit)?)?;
@@ -181,7 +187,7 @@ pub fn cached_with(config: &HubConfig, id: &HubId) -> Result<PathBuf> {
     };
     complete.ok_or_else(|| {
         Error::new(Kind::NotFound, format!("{id} is not complete in the cache {}", config.cache.display()))
-            .hint("run once with a connection and without HF_HUB_OFFLINE, or pass a local directory")
+            .hint("Run once with a connection and without HF_HUB_OFFLINE, or pass a local directory.")
     })
 }
 

@@ -34,19 +34,19 @@ impl Asked<'_> {
                 Kind::Auth,
                 format!("{repo} is gated: it can be downloaded once its licence is accepted{said}"),
             )
-            .hint(format!("accept the licence at {}, then {}", self.page(), self.log_in())),
+            .hint(format!("Accept the licence at {}, then {}.", self.page(), self.log_in())),
             (401, _) if self.config.token.is_none() => Error::new(
                 Kind::Auth,
                 format!("{repo} is private or gated and needs a login, or does not exist{said}"),
             )
             .hint(format!(
-                "check the name; if it is right, {}; for a gated model accept the licence at {}",
+                "Check the name; if it is right, {}. For a gated model accept the licence at {} first.",
                 self.log_in(),
                 self.page()
             )),
             (401 | 403, _) => {
                 Error::new(Kind::Auth, format!("the Hub refuses access to {repo}{said}")).hint(format!(
-                    "{}, with a token that may read it; for a gated model accept the licence at {}",
+                    "Use a token that may read it: {}. For a gated model accept the licence at {} first.",
                     self.log_in(),
                     self.page()
                 ))
@@ -54,44 +54,44 @@ impl Asked<'_> {
             (404, Some("RevisionNotFound")) => self.no_revision(),
             (404, Some("EntryNotFound")) => {
                 Error::new(Kind::NotFound, format!("a file that {id} lists is not there{said}"))
-                    .hint("try again; the repository may just have changed")
+                    .hint("Try again; the repository may just have changed.")
             }
             (404, _) => self.no_repo(),
             (429, _) => Error::new(Kind::Other, format!("the Hub asks to slow down{said}"))
-                .hint(format!("wait some minutes; or {}, which raises the limit", self.log_in())),
+                .hint(format!("Wait some minutes; or {}, which raises the limit.", self.log_in())),
             (status, _) => Error::new(Kind::Other, format!("the Hub answered {status} for {id}{said}"))
-                .hint("try again later; a broken download goes on where it stopped"),
+                .hint("Try again later; a broken download goes on where it stopped."),
         }
     }
 
     fn log_in(&self) -> &'static str {
-        "log in: `export HF_TOKEN=...` or `hf auth login`"
+        "log in (`export HF_TOKEN=...` or `hf auth login`)"
     }
 
     fn no_repo(&self) -> Error {
         Error::new(Kind::NotFound, format!("there is no model {} at {}", self.id.repo, self.config.endpoint))
-            .hint("check the name: organization/model, as in the address of its page")
+            .hint("Check the name: organization/model, as in the address of its page.")
     }
 
     fn no_revision(&self) -> Error {
         let (repo, revision) = (&self.id.repo, self.id.revision());
         Error::new(Kind::NotFound, format!("{repo} has no revision {revision:?}"))
-            .hint(format!("its branches and tags are listed at {}/tree/main", self.page()))
+            .hint(format!("Its branches and tags are listed at {}/tree/main", self.page()))
     }
 
     /// The error for a request that got no answer.
     pub(super) fn unreachable(&self, cause: &dyn std::error::Error) -> Error {
         Error::new(Kind::Other, format!("cannot reach the Hub at {}: {}", self.config.endpoint, root(cause)))
             .hint(
-                "check the connection and HF_ENDPOINT, set HF_HUB_OFFLINE=1 to use the cache, \
-             or pass a local directory",
+                "Check the connection and HF_ENDPOINT, set HF_HUB_OFFLINE=1 to use the cache, \
+             or pass a local directory.",
             )
     }
 
     /// The error for an answer that the Hub would not give.
     pub(super) fn strange(&self, what: &str) -> Error {
         Error::new(Kind::Invalid, format!("{} answers unlike the Hub: {what}", self.config.endpoint))
-            .hint("check HF_ENDPOINT, and whether a proxy or a login page answers instead")
+            .hint("Check HF_ENDPOINT, and whether a proxy or a login page answers instead.")
     }
 
     /// The error for what hf-hub reports.
