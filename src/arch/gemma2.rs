@@ -3,10 +3,11 @@
 use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim, Key, VocabScheme};
+use super::spec::{ArchSpec, HeadDim, Key};
 use super::tensors::*;
 use crate::error::{Error, Kind, Result};
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Gemma2ForCausalLM"],

@@ -4,10 +4,11 @@ use serde_json::json;
 
 use super::gemma2::check_attention;
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim, Key, VocabScheme};
+use super::spec::{ArchSpec, HeadDim, Key};
 use super::tensors::*;
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],

@@ -3,8 +3,9 @@
 use serde_json::json;
 
 use super::hyper::RopeKinds;
-use super::spec::{ArchSpec, HeadDim, Key, VocabScheme};
+use super::spec::{ArchSpec, HeadDim, Key};
 use super::tensors::*;
+use crate::source::tokenizer::VocabScheme;
 
 /// Metadata of every model in llama.cpp's `llama` architecture.
 pub(super) const KEYS: &[Key] = &[

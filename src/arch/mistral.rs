@@ -3,10 +3,11 @@
 use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim, VocabScheme};
+use super::spec::{ArchSpec, HeadDim};
 use super::{llama, tensors::*};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["MistralForCausalLM"],

@@ -4,10 +4,11 @@ use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
 use super::spec::Dim::*;
-use super::spec::{ArchSpec, HeadDim, TensorRule, Use, VocabScheme};
+use super::spec::{ArchSpec, HeadDim, TensorRule, Use};
 use super::{llama, mistral, tensors::*};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 const EXPERTS: &[TensorRule] = &[
     TensorRule::new(

@@ -4,10 +4,11 @@ use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds, RopeScaling};
 use super::spec::Dim::*;
-use super::spec::{ArchSpec, HeadDim, Key, TensorRule, Use, VocabScheme};
+use super::spec::{ArchSpec, HeadDim, Key, TensorRule, Use};
 use super::tensors::*;
 use crate::error::{Error, Kind, Result};
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 const FUSED: &[TensorRule] = &[
     TensorRule::new(

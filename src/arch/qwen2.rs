@@ -3,10 +3,11 @@
 use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim, Key, VocabScheme};
+use super::spec::{ArchSpec, HeadDim, Key};
 use super::tensors::*;
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 /// Metadata of the Qwen family.
 pub(super) const KEYS: &[Key] = &[

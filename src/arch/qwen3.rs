@@ -3,8 +3,9 @@
 use serde_json::json;
 
 use super::hyper::RopeKinds;
-use super::spec::{ArchSpec, HeadDim, VocabScheme};
+use super::spec::{ArchSpec, HeadDim};
 use super::{qwen2, tensors::*};
+use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Qwen3ForCausalLM"],

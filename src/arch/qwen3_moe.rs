@@ -4,10 +4,11 @@ use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
 use super::spec::Dim::*;
-use super::spec::{ArchSpec, HeadDim as HeadDimFrom, Key, TensorRule, Use, VocabScheme};
+use super::spec::{ArchSpec, HeadDim as HeadDimFrom, Key, TensorRule, Use};
 use super::{qwen2, tensors::*};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 const EXPERTS: &[TensorRule] = &[
     TensorRule::new("model.layers.{}.mlp.gate.weight", "blk.{}.ffn_gate_inp.weight", &[Experts, Hidden], Use::Router),

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::hyper::{Hyper, RopeKinds};
 use crate::error::Result;
 use crate::source::config::Config;
+use crate::source::tokenizer::VocabScheme;
 
 /// One model family.
 pub struct ArchSpec {
@@ -43,23 +44,6 @@ pub enum HeadDim {
     Stated,
     /// `hidden_size / num_attention_heads`, unstated: written only if `config.json` has it.
     Implied,
-}
-
-/// Which kind of tokenizer files a family has. See `source::tokenizer`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VocabScheme {
-    /// SentencePiece, else the Llama kind of `tokenizer.json`, else byte-level BPE.
-    Llama,
-    /// SentencePiece if there is one, else byte-level BPE.
-    Qwen,
-    /// Byte-level BPE only.
-    Bpe,
-    /// SentencePiece only, without a space before the text.
-    Gemma2,
-    /// SentencePiece without a space before the text, else byte-level BPE.
-    Gemma3,
-    /// Phi-3's SentencePiece with added tokens, or byte-level BPE (Phi-4).
-    Phi3,
 }
 
 /// A size that a tensor's shape is made of.

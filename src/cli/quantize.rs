@@ -13,7 +13,7 @@ use crate::calib::imatrix::Imatrix;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::Simd;
-use crate::format::gguf::level::{LEVELS, Level};
+use crate::format::gguf::level::Level;
 use crate::format::gguf::mix::Overrides;
 use crate::pipeline::gguf::report::{Report, Summary};
 use crate::pipeline::gguf::{Config, Job};
@@ -232,6 +232,7 @@ fn describe_report(report: &Report, verbose: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::gguf::level::LEVELS;
 
     #[test]
     fn levels_are_found_in_any_case_and_by_alias() {

@@ -1,8 +1,8 @@
 //! `config.json`, read strictly: what is asked for must have the right type, and what nobody asks for is reported.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
 
 use serde_json::{Map, Value};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 pub struct Config {
     keys: Map<String, Value>,
     raw: Value,
-    read: RefCell<BTreeSet<String>>,
+    read: Mutex<BTreeSet<String>>,
 }
 
 /// Keys that say nothing of the arithmetic: bookkeeping, training, generation and Hub fields that transformers and
@@ -119,7 +119,7 @@ impl Config {
             // What describes the other modalities is left out together with their tensors.
             keys.retain(|key, _| !is_other_modality(key));
         }
-        Ok(Config { keys, raw, read: RefCell::new(BTreeSet::new()) })
+        Ok(Config { keys, raw, read: Mutex::default() })
     }
 
     /// Lays the family's defaults under the configuration, as transformers' config classes do.
@@ -148,8 +148,12 @@ impl Config {
 
     /// The value of `key`; null counts as absent.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.read.borrow_mut().insert(key.to_owned());
+        self.reads().insert(key.to_owned());
         self.keys.get(key).filter(|v| !v.is_null())
+    }
+
+    fn reads(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.read.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// A count or size, if the key is there.
@@ -200,7 +204,7 @@ impl Config {
 
     /// Keys with a value that nobody has read and that are not known bookkeeping: they may change the arithmetic.
     pub fn unread(&self) -> Vec<String> {
-        let read = self.read.borrow();
+        let read = self.reads();
         self.keys
             .iter()
             .filter(|(key, value)| {

@@ -36,6 +36,16 @@ impl SourceModel {
         from_hub(model, progress)
     }
 
+    /// The same, but of a model on the Hub only what describes it is downloaded, not its weights.
+    pub fn open_for_info(model: &str, progress: &dyn Progress) -> Result<SourceModel> {
+        Self::open(model, progress)
+    }
+
+    /// Whether the weights are at hand.
+    pub fn has_weights(&self) -> bool {
+        self.id.is_none()
+    }
+
     /// Where the model's files are.
     pub fn dir(&self) -> &Path {
         &self.dir

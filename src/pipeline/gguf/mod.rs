@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::arch::Model;
-use crate::arch::spec::VocabScheme;
 use crate::atomic::{self, AtomicFile};
 use crate::calib::imatrix::Imatrix;
 use crate::cancel::Cancel;
@@ -28,7 +27,7 @@ use crate::pipeline::memory;
 use crate::progress::{Progress, Unit};
 use crate::source::SourceModel;
 use crate::source::safetensors::Tensors;
-use crate::source::tokenizer;
+use crate::source::tokenizer::{self, VocabScheme};
 use metadata::Setting;
 use plan::Planned;
 use report::{Report, Summary};
