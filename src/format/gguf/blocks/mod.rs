@@ -23,6 +23,7 @@ mod search_qx;
 mod simd;
 mod symmetric32;
 mod tq;
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

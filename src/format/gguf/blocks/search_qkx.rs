@@ -1,6 +1,6 @@
 //! Search for scale and minimum of a block: `x ~ scale * level + minimum`, levels from 0 on.
 
-use super::lanes::Lanes;
+use super::lanes::Floats;
 
 /// How a search goes about it.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ pub(super) struct Affine<V> {
 /// Scale and minimum that minimise the weighted error: each try rounds with another factor and fits a line to the levels
 /// that this gives. Follows `make_qkx2_quants` and `make_qkx3_quants`, which differ in their constants only.
 #[inline(always)]
-pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], search: AffineSearch) -> Affine<V> {
+pub(super) fn search_affine<V: Floats, const L: usize>(x: &[V; L], w: &[V; L], search: AffineSearch) -> Affine<V> {
     let AffineSearch { max_level, magnitude, .. } = search;
     let zero = V::splat(0.0);
     let (mut min, mut max) = (x[0], x[0]);
@@ -68,34 +68,24 @@ pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], se
         best = best + w[i] * cost(scale * l + min - x[i], magnitude);
     }
 
-    let mut levels = [zero; L];
     for step in 0..=search.steps {
-        let tried = V::splat(search.first + search.step * step as f32 + max_level as f32) / (max - min);
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
-        for i in 0..L {
-            let l = V::from_int((tried * (x[i] - min)).nearest_within(0, max_level));
-            levels[i] = l;
-            let wl = w[i] * l;
-            sum_l = sum_l + wl;
-            sum_l2 = sum_l2 + wl * l;
-            sum_xl = sum_xl + wl * x[i];
-        }
-        let det = sum_w * sum_l2 - sum_l * sum_l;
-        let fitted_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
-        let fitted_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
-        let above = fitted_min.gt(zero);
-        let fitted_min = V::select(above, zero, fitted_min);
-        let fitted_scale = V::select(above, sum_xl / sum_l2, fitted_scale);
-        let mut error = zero;
-        for i in 0..L {
-            error = error + w[i] * cost(fitted_scale * levels[i] + fitted_min - x[i], magnitude);
-        }
-        let better = V::and(det.gt(zero), error.lt(best));
-        best = V::select(better, error, best);
-        scale = V::select(better, fitted_scale, scale);
+        let range = max - min;
+        let tried = V::splat(search.first + search.step * step as f32 + max_level as f32) / range;
+        // Where numbers are so small, so large or so far off that a level might be beyond what rounds well.
+        let (small, large) = (range.lt(V::splat(1e-30)), range.gt(V::splat(1e30)));
+        let far = (first_min - min).abs().gt(range * V::splat(1e4));
+        let wild = V::any(V::and(uneven, V::or(V::or(small, large), far)));
+        let fit = if wild {
+            fit::<V, L, true>(x, w, (sum_x, sum_w), tried, min, search)
+        } else {
+            fit::<V, L, false>(x, w, (sum_x, sum_w), tried, min, search)
+        };
+        let better = V::and(fit.valid, fit.error.lt(best));
+        best = V::select(better, fit.error, best);
+        scale = V::select(better, fit.scale, scale);
         factor = V::select(better, tried, factor);
         offset = V::select(better, min, offset);
-        min = V::select(better, fitted_min, min);
+        min = V::select(better, fit.min, min);
     }
 
     Affine {
@@ -106,7 +96,54 @@ pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], se
     }
 }
 
+/// A line fitted to levels.
+struct Fit<V: Floats> {
+    valid: V::Mask,
+    scale: V,
+    min: V,
+    error: V,
+}
+
+/// Fits a line to the levels that a factor gives. `EXACT` is for arguments of any size.
 #[inline(always)]
-fn cost<V: Lanes>(diff: V, magnitude: bool) -> V {
+fn fit<V: Floats, const L: usize, const EXACT: bool>(
+    x: &[V; L],
+    w: &[V; L],
+    (sum_x, sum_w): (V, V),
+    factor: V,
+    offset: V,
+    search: AffineSearch,
+) -> Fit<V> {
+    let zero = V::splat(0.0);
+    let mut levels = [zero; L];
+    let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+    for i in 0..L {
+        let scaled = factor * (x[i] - offset);
+        let l = if EXACT {
+            V::from_int(scaled.nearest_within(0, search.max_level))
+        } else {
+            scaled.round_within(0, search.max_level)
+        };
+        levels[i] = l;
+        let wl = w[i] * l;
+        sum_l = sum_l + wl;
+        sum_l2 = sum_l2 + wl * l;
+        sum_xl = sum_xl + wl * x[i];
+    }
+    let det = sum_w * sum_l2 - sum_l * sum_l;
+    let scale = (sum_w * sum_xl - sum_x * sum_l) / det;
+    let min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+    let above = min.gt(zero);
+    let min = V::select(above, zero, min);
+    let scale = V::select(above, sum_xl / sum_l2, scale);
+    let mut error = zero;
+    for i in 0..L {
+        error = error + w[i] * cost(scale * levels[i] + min - x[i], search.magnitude);
+    }
+    Fit { valid: det.gt(zero), scale, min, error }
+}
+
+#[inline(always)]
+fn cost<V: Floats>(diff: V, magnitude: bool) -> V {
     if magnitude { diff.abs() } else { diff * diff }
 }
