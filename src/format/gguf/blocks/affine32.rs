@@ -12,7 +12,7 @@ use super::half_types::{f32_to_f16, read_f16};
 use super::lanes::{Lanes, MAX_LANES};
 use super::levels::multiply;
 use super::rows::{Rows, scale_importance};
-use super::search_qkx::{AffineSearch, search_affine};
+use super::search_qkx::{AffineSearch, points, search_affine};
 use super::simd::{Kernel, Simd};
 use super::symmetric32::{extremes, level_bytes, pack_levels, unpack_levels};
 
@@ -79,11 +79,11 @@ impl<const BITS: u32> Kernel for Searching<'_, BITS> {
                 sigma2[s] = means[group.starts[s] / n_per_row];
             }
             scale_importance(&mut w, &x, V::load(&sigma2));
-            let found = search_affine(&x, &w, AffineSearch::with_importance(top));
-            found.scale.store(&mut scales);
-            found.min.neg().store(&mut mins);
-            found.factor.store(&mut factors);
-            found.offset.store(&mut offsets);
+            let found = search_affine(&points(&[x], &[w]), AffineSearch::with_importance(top));
+            found.scale.0[0].store(&mut scales);
+            found.min.0[0].neg().store(&mut mins);
+            found.factor.0[0].store(&mut factors);
+            found.offset.0[0].store(&mut offsets);
             for (s, out) in out.chunks_exact_mut(4 + level_bytes(BITS)).enumerate() {
                 let mut levels = [0; 32];
                 let x = &src[group.starts[s]..][..32];

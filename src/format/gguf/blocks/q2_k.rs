@@ -14,10 +14,9 @@ use super::lanes::{Lanes, MAX_LANES};
 use super::levels::{divide, multiply, pack_2_bits, unpack_2_bits};
 use super::q4_k_q5_k::{quantize_by_largest, quantize_by_search};
 use super::rows::{Rows, scale_importance, sum, sum_of_squares};
-use super::search_qkx::{AffineSearch, search_affine};
+use super::search_qkx::{AffineSearch, points, search_affine};
 use super::simd::{Kernel, Simd};
 use super::types::QK_K;
-use super::wide::Wide;
 
 const BYTES: usize = 84;
 /// Sub-blocks of a block, and weights of a sub-block.
@@ -85,7 +84,7 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
             let (subs, weights) = (x.as_chunks::<SUBS>().0, w.as_chunks::<SUBS>().0);
             let pairs = subs.as_chunks::<TOGETHER>().0.iter().zip(weights.as_chunks().0);
             for (n, (x, w)) in pairs.enumerate() {
-                let affine = search_affine(&Wide::join(x), &Wide::join(w), search);
+                let affine = search_affine(&points(x, w), search);
                 for k in 0..TOGETHER {
                     let j = n * TOGETHER + k;
                     (scales[j], mins[j], sums[j]) = (affine.scale.0[k], affine.min.0[k], sum(&w[k]));

@@ -14,11 +14,10 @@ use super::half_types::{f16_to_f32_one, f32_to_f16, read_f16};
 use super::lanes::{Lanes, MAX_LANES};
 use super::levels::{divide, multiply, pack_4_bits, pack_bit, unpack_4_bits, unpack_bit};
 use super::rows::{Rows, scale_importance, sum, sum_of_squares};
-use super::search_qkx::{AffineSearch, search_affine};
+use super::search_qkx::{AffineSearch, points, search_affine};
 use super::search_qp::search_positive;
 use super::simd::{Kernel, Simd};
 use super::types::QK_K;
-use super::wide::Wide;
 
 /// Sub-blocks of a block.
 const SUBS: usize = 8;
@@ -92,7 +91,7 @@ impl<const BITS: u32> Kernel for Encoder<'_, BITS> {
             let (mut scales, mut mins, mut sums) = ([zero; SUBS], [zero; SUBS], [zero; SUBS]);
             let pairs = subs.as_chunks::<TOGETHER>().0.iter().zip(w.as_chunks::<LEN>().0.as_chunks().0);
             for (n, (x, w)) in pairs.enumerate() {
-                let affine = search_affine(&Wide::join(x), &Wide::join(w), search);
+                let affine = search_affine(&points(x, w), search);
                 for k in 0..TOGETHER {
                     let j = n * TOGETHER + k;
                     (scales[j], mins[j], sums[j]) = (affine.scale.0[k], affine.min.0[k], sum(&w[k]));

@@ -28,11 +28,8 @@ impl Rows<'_> {
     #[inline(always)]
     pub(super) fn group(&self, first: usize, lanes: usize, block_len: usize) -> Group {
         let blocks = self.src.len() / block_len;
-        let mut group = Group {
-            used: lanes.min(blocks - first),
-            starts: [0; MAX_LANES],
-            columns: [0; MAX_LANES],
-        };
+        let mut group =
+            Group { used: lanes.min(blocks - first), starts: [0; MAX_LANES], columns: [0; MAX_LANES] };
         let mut column = first * block_len % self.n_per_row;
         for s in 0..lanes {
             if s < group.used {

@@ -37,7 +37,11 @@ pub(super) fn extreme<V: Floats>(x: &[V]) -> (V, V) {
 /// Scale that minimises the weighted squared error, of 19 rounding factors around the one that takes the extreme value
 /// to the level `-levels`. Levels are `-levels..levels`. Follows `make_qx_quants` with `rmse_type` 1.
 #[inline(always)]
-pub(super) fn search_symmetric<V: Floats, const L: usize>(x: &[V; L], w: &[V; L], levels: i32) -> Symmetric<V> {
+pub(super) fn search_symmetric<V: Floats, const L: usize>(
+    x: &[V; L],
+    w: &[V; L],
+    levels: i32,
+) -> Symmetric<V> {
     let zero = V::splat(0.0);
     let (magnitude, max) = extreme(x);
     let mut wx = *x;
