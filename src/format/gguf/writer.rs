@@ -19,7 +19,10 @@ impl Layout {
     ///
     /// # Panics
     /// If a tensor's row length is no multiple of its type's block length; the caller chooses types that fit.
-    pub fn new(metadata: &Metadata, tensors: impl IntoIterator<Item = (String, Vec<u64>, GgmlType)>) -> Layout {
+    pub fn new(
+        metadata: &Metadata,
+        tensors: impl IntoIterator<Item = (String, Vec<u64>, GgmlType)>,
+    ) -> Layout {
         let mut infos = Vec::new();
         let mut offset = 0u64;
         for (name, shape, ty) in tensors {

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use super::finite::is_finite;
 use super::plan::{Planned, RowOrder, Rows};
 use crate::error::{Error, Kind, Result};
-use crate::format::gguf::blocks::{self, Simd};
-use super::finite::is_finite;
 use crate::format::gguf::GgmlType;
+use crate::format::gguf::blocks::{self, Simd};
 use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
 
 /// A planned tensor together with its bytes.
@@ -72,7 +72,8 @@ impl<'a> RowSource<'a> {
             let end = rows.end.min((i + 1) * rows_each);
             if start < end {
                 // Reordering stays within a head, so the same range of rows is a good guess.
-                tensors.will_need(info, (start - i * rows_each) * row_bytes..(end - i * rows_each) * row_bytes);
+                tensors
+                    .will_need(info, (start - i * rows_each) * row_bytes..(end - i * rows_each) * row_bytes);
             }
         }
     }
@@ -131,7 +132,9 @@ impl<'a> RowSource<'a> {
     /// `Invalid` if a weight is NaN or infinite.
     pub(crate) fn load(&self, rows: Range<usize>, out: &mut [f32], simd: Simd) -> Result<()> {
         let Rows::Source { dtype, offset, .. } = &self.planned.rows else {
-            let Rows::Constant(values) = &self.planned.rows else { unreachable!("there are two kinds of rows") };
+            let Rows::Constant(values) = &self.planned.rows else {
+                unreachable!("there are two kinds of rows")
+            };
             out.copy_from_slice(values);
             return Ok(());
         };

@@ -88,7 +88,13 @@ fn encode_slabs(
     Ok(())
 }
 
-fn encode_chunk(target: &Target<'_>, chunk: &Chunk, out: &mut [u8], scratch: &mut Vec<f32>, simd: Simd) -> Result<()> {
+fn encode_chunk(
+    target: &Target<'_>,
+    chunk: &Chunk,
+    out: &mut [u8],
+    scratch: &mut Vec<f32>,
+    simd: Simd,
+) -> Result<()> {
     let source = &target.source;
     if source.is_copy(target.ty) {
         return source.copy(chunk.rows.clone(), out);
