@@ -119,11 +119,12 @@ impl Hyper {
             return Err(config.wrong("head_dim", "even, for rotary embeddings"));
         }
         for key in ["hidden_act", "hidden_activation"] {
-            if let Some(act) = config.opt_str(key)? {
-                if !spec.activations.contains(&act) {
-                    return Err(config
-                        .unsupported(key, &format!("this family is computed with {}", spec.activations[0])));
-                }
+            if let Some(act) = config.opt_str(key)?
+                && !spec.activations.contains(&act)
+            {
+                return Err(
+                    config.unsupported(key, &format!("this family is computed with {}", spec.activations[0]))
+                );
             }
         }
         if config.get("quantization_config").is_some() {
@@ -206,12 +207,9 @@ fn read_rope(config: &Config, spec: &ArchSpec) -> Result<(Rope, Option<f64>)> {
     config.get("rope_theta");
     let local = config.opt_f64("rope_local_base_freq")?;
     let theta_swa = sliding.and_then(|s| s.get("rope_theta")).and_then(Value::as_f64).or(local);
-    if let Some(kind) = sliding.and_then(|s| s.get("rope_type")).and_then(Value::as_str) {
-        if kind != "default" {
-            return Err(
-                config.unsupported(key, "layers with a sliding window are computed without rope scaling")
-            );
-        }
+    if sliding.and_then(|s| s.get("rope_type")).and_then(Value::as_str).is_some_and(|kind| kind != "default")
+    {
+        return Err(config.unsupported(key, "layers with a sliding window are computed without rope scaling"));
     }
     let partial = match number("partial_rotary_factor")? {
         Some(p) => p,

@@ -10,9 +10,9 @@ use crate::error::{Error, Kind, Result};
 use crate::format::gguf::level::Level;
 use crate::format::gguf::reader::{MAGIC, Reader};
 use crate::progress::Progress;
-use crate::source::{Need, SourceModel};
 use crate::source::config::Config;
 use crate::source::safetensors::Tensors;
+use crate::source::{Need, SourceModel};
 
 /// What was found. Absent values are not known.
 #[derive(Clone, Debug, Serialize)]

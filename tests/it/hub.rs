@@ -165,7 +165,8 @@ fn a_killed_run_is_taken_up_by_the_next() {
 fn an_interrupted_run_is_taken_up_by_the_next() {
     let hub = Setup::new();
     let interrupter = Interrupter::default();
-    let e = download(&hub.config(), &id("org/tiny"), Want::Model, &interrupter.cancel, &interrupter).unwrap_err();
+    let e =
+        download(&hub.config(), &id("org/tiny"), Want::Model, &interrupter.cancel, &interrupter).unwrap_err();
     assert_eq!(e.kind(), Kind::Interrupted);
     assert!(cached(&hub.config(), &id("org/tiny")).is_err());
     hub.server.take_requests();

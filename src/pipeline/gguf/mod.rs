@@ -23,7 +23,6 @@ use crate::format::gguf::level::Level;
 use crate::format::gguf::mix::{self, Candidate, Choice, Facts, Overrides};
 use crate::format::gguf::writer::Layout;
 use crate::format::gguf::{GgmlType, Metadata};
-use crate::pipeline::memory;
 use crate::progress::{Progress, Unit};
 use crate::source::SourceModel;
 use crate::source::safetensors::Tensors;
@@ -153,10 +152,9 @@ impl Job {
             cancel,
         );
         progress.end();
-        written?;
+        let anonymous = written?;
         file.sync()?;
         let encoded = started.elapsed();
-        let anonymous = memory::anonymous();
 
         progress.begin("Validating output", weights, Unit::Weights);
         let verified = verify::verify(file.path(), &self.metadata, &targets, simd, progress, cancel);

@@ -83,6 +83,29 @@ impl<'a> RowSource<'a> {
         matches!(&self.planned.rows, Rows::Source { dtype, offset, .. } if dtype.ggml() == ty && *offset == 0.0)
     }
 
+    /// Whether the rows lie in the checkpoint just as they go into a file of type `ty`, so that they need not pass through
+    /// a buffer.
+    pub(crate) fn is_direct(&self, ty: GgmlType) -> bool {
+        self.is_copy(ty) && matches!(&self.planned.rows, Rows::Source { order: RowOrder::AsIs, .. })
+    }
+
+    /// Looks for weights that are not finite in rows that are written directly.
+    ///
+    /// # Errors
+    /// `Invalid` if a weight is NaN or infinite.
+    pub(crate) fn check_finite(&self, rows: Range<usize>) -> Result<()> {
+        let Rows::Source { dtype, .. } = &self.planned.rows else { return Ok(()) };
+        let mut row = rows.start;
+        let mut result = Ok(());
+        self.for_pieces(rows, |bytes| {
+            if result.is_ok() && !is_finite(*dtype, bytes) {
+                result = Err(self.not_finite(row, bytes, *dtype));
+            }
+            row += bytes.len() / (self.row_len() * dtype.bytes());
+        });
+        result
+    }
+
     /// Copies rows byte for byte.
     ///
     /// # Errors
