@@ -37,6 +37,17 @@ pub enum ChatTemplate {
     Named(Vec<(String, String)>),
 }
 
+/// A value that is written late, see [`Vocab::late`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// [`Vocab::add_space_prefix`].
+    SpacePrefix,
+    /// The id of this role in [`Vocab::special`].
+    Special(String),
+    /// The entry of this role in [`Vocab::add`].
+    Add(String),
+}
+
 /// Everything that a GGUF file says of a tokenizer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vocab {
@@ -60,6 +71,22 @@ pub struct Vocab {
     pub lowercase: Option<bool>,
     /// Whether the normalizer strips accents, where `tokenizer.json` says so.
     pub strip_accents: Option<bool>,
+    /// What some families write after everything else, in this order; the values are in the fields above.
+    pub late: Vec<Late>,
     /// What the user should know of choices made here (an unknown pre-tokenizer, replaced tokens).
     pub warnings: Vec<String>,
+}
+
+impl Vocab {
+    /// Sets whether the token of `role` is added to a text, in its place if the files say something of it, else
+    /// as the last thing written.
+    pub(crate) fn set_late_add(&mut self, role: &str, value: bool) {
+        match self.add.iter_mut().find(|(r, _)| r == role) {
+            Some(entry) => entry.1 = value,
+            None => {
+                self.late.push(Late::Add(role.to_owned()));
+                self.add.push((role.to_owned(), value));
+            }
+        }
+    }
 }
