@@ -62,16 +62,21 @@ impl SourceModel {
         self.id.as_deref()
     }
 
-    /// The model's own name: the last part of its Hub name or of its directory.
+    /// The model's own name: the last part of its Hub name, or of its directory as it was given. For `.` and such it is
+    /// that of the directory meant.
     pub fn name(&self) -> Result<String> {
         if let Some(id) = &self.id {
             return Ok(id.rsplit('/').next().unwrap_or(id).to_owned());
+        }
+        let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        if let Some(name) = last(&self.dir) {
+            return Ok(name);
         }
         let full = self
             .dir
             .canonicalize()
             .map_err(|e| Error::io(format!("cannot open {}", self.dir.display()), e))?;
-        Ok(full.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned()))
+        Ok(last(&full).unwrap_or_else(|| "model".into()))
     }
 
     /// Reads `config.json`.

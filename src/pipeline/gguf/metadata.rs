@@ -27,7 +27,7 @@ pub(super) fn build(
     meta.set("general.architecture", model.spec.gguf);
     params::write_early(model, &mut meta);
     meta.set("general.type", "model");
-    let (card, warnings) = load_card(source.dir(), model.config.raw(), source.id(), count(planned))?;
+    let (card, warnings) = load_card(source.dir(), model.config.raw(), &source.name()?, count(planned))?;
     warnings.iter().for_each(|w| progress.warn(w));
     card::write_card(&card, &mut meta);
     params::write(model, config.level.file_type, &mut meta)?;
