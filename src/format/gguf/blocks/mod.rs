@@ -5,6 +5,8 @@
 //! one block per lane, and the levels found are packed block by block. Each type's file describes its layout and holds
 //! its encoder and decoder.
 
+#![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of lanes")]
+
 mod affine32;
 #[cfg(test)]
 mod corpus;
@@ -12,6 +14,7 @@ mod half_types;
 mod iq4;
 mod lanes;
 mod levels;
+mod nearest;
 mod q2_k;
 mod q3_k;
 mod q4_k_q5_k;
