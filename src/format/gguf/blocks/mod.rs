@@ -1,7 +1,7 @@
 //! Encoders and decoders of the GGML block types.
 //!
 //! The bytes are those of `ggml_quantize_chunk` in llama.cpp, for each type with and without importance. There is one
-//! implementation of each type, generic over the number of lanes ([`lanes`]): searches run over many blocks at a time,
+//! implementation of each type, generic over the number of lanes: searches run over many blocks at a time,
 //! one block per lane, and the levels found are packed block by block. Each type's file describes its layout and holds
 //! its encoder and decoder.
 
@@ -26,6 +26,7 @@ mod search_qkx;
 mod search_qp;
 mod search_qx;
 mod simd;
+mod sub_blocks;
 mod symmetric32;
 #[cfg(test)]
 mod tests;

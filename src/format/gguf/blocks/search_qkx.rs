@@ -54,8 +54,8 @@ pub(super) struct Affine<V> {
     pub(super) scale: V,
     /// The minimum, negated.
     pub(super) min: V,
-    /// With `offset`, how weights go to the levels that were found: `nearest(factor * (x - offset))`. Zero for a block
-    /// of equal weights.
+    /// With `offset`, how weights go to the levels that were found: `nearest(factor * (x - offset))`. Not a
+    /// number for a block of equal weights.
     pub(super) factor: V,
     /// See `factor`.
     pub(super) offset: V,
@@ -117,7 +117,7 @@ pub(super) fn search_affine<V: Floats, const L: usize>(
     Affine {
         scale: V::select(uneven, scale, zero),
         min: V::select(uneven, min, first_min).neg(),
-        factor: V::select(uneven, factor, zero),
+        factor: V::select(uneven, factor, V::splat(f32::NAN)),
         offset: V::select(uneven, offset, zero),
     }
 }
