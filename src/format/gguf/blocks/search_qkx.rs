@@ -25,12 +25,11 @@ impl AffineSearch {
     }
 }
 
-/// One weight of each block, and what it counts. The two are side by side because arrays of their own, a multiple of 4096
-/// bytes apart from the array of the levels, would have the processor take reads of them for reads of levels.
+/// One weight of each block, and what it counts; side by side, since they are read together.
 #[derive(Clone, Copy)]
 pub(super) struct Point<V> {
-    pub(super) x: V,
-    pub(super) w: V,
+    x: V,
+    w: V,
 }
 
 /// The points of `K` blocks side by side.
@@ -130,7 +129,7 @@ struct Fit<V: Floats> {
     error: V,
 }
 
-/// Fits a line to the levels that a factor gives. `EXACT` is for arguments of any size.
+/// Fits a line to the levels that a factor gives, and sums up its error. `EXACT` is for arguments of any size.
 #[inline(always)]
 fn fit<V: Floats, const L: usize, const EXACT: bool>(
     points: &[Point<V>; L],
