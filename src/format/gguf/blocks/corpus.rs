@@ -43,7 +43,7 @@ impl Random {
     }
 }
 
-const KINDS: [&str; 20] = [
+const KINDS: [&str; 21] = [
     "normal",
     "heavy tails",
     "mostly zero",
@@ -58,6 +58,7 @@ const KINDS: [&str; 20] = [
     "bfloat16",
     "halves",
     "any exponent",
+    "any magnitude",
     "around 1e-38",
     "around 1e-15",
     "zero sub-blocks",
@@ -83,6 +84,7 @@ fn weight(kind: &str, r: &mut Random, i: usize, of_block: (f32, usize)) -> f32 {
         "bfloat16" => f32::from_bits(normal.to_bits() & 0xffff_0000),
         "halves" => (r.below(33) as f32 - 16.0) * 0.5,
         "any exponent" => f32::from_bits((r.bits() as u32 & 0x807f_ffff) | (40 + r.below(170) as u32) << 23),
+        "any magnitude" => normal * f32::from_bits((127 + (level * 120.0) as u32) << 23),
         "around 1e-38" => normal * 1e-38,
         "around 1e-15" => normal * 1e-15,
         "zero sub-blocks" if i / 32 == sub && i % 32 < 16 => 0.0,
@@ -99,7 +101,7 @@ fn importance(kind: usize, r: &mut Random) -> Option<Vec<f32>> {
         1 => r.uniform() + 0.01,
         2 => r.uniform() * r.below(2) as f32,
         3 => 1.0,
-        4 => f32::from_bits((r.bits() as u32 & 0x007f_ffff) | (100 + r.below(54) as u32) << 23),
+        4 => f32::from_bits((r.bits() as u32 & 0x007f_ffff) | (70 + r.below(114) as u32) << 23),
         _ => r.uniform() * r.below(33).saturating_sub(31) as f32,
     };
     (kind > 0).then(|| (0..COLUMNS).map(|_| one(r)).collect())

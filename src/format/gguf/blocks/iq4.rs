@@ -21,6 +21,7 @@
 use super::half_types::{f32_to_f16, read_f16};
 use super::lanes::{Lanes, MAX_LANES};
 use super::levels::pack_block;
+use super::nearest::Nearest;
 use super::rows::{Rows, scale_importance, sum_of_squares};
 use super::search_qx::{ZERO_BELOW, extreme};
 use super::simd::{Kernel, Simd};
@@ -38,59 +39,19 @@ const VALUES: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
 
-/// Width of the cells by which the nearest value is looked up. Cells are less wide than the values are apart, so that
-/// none has more than one of the points halfway between values, and 32 of them cover -155..=155.
-const CELL: f32 = 10.0;
+/// Levels by value.
+static LEVELS: Nearest = Nearest::new(
+    &VALUES,
+    &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0],
+);
+/// The nearest value.
+static NEAREST: Nearest = Nearest::new(&VALUES, &VALUES);
 
-/// For each cell, by the five low bits of its number: the halfway point in it, and the level on both sides of it.
-struct Cells {
-    halfway: [f32; 32],
-    below: [f32; 32],
-    above: [f32; 32],
-}
+/// Steps away from the extreme value that the search takes the extreme weight to.
+const STEPS: [f32; 15] = [-7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
 
-/// Levels by cell.
-const LEVELS: Cells = cells(false);
-/// Values by cell.
-const NEAREST: Cells = cells(true);
-
-const fn cells(values: bool) -> Cells {
-    let mut cells = Cells { halfway: [f32::INFINITY; 32], below: [0.0; 32], above: [0.0; 32] };
-    let mut number = -16;
-    while number < 16 {
-        let end = (number as f32 + 0.5) * CELL;
-        let mut level = 0;
-        let mut below = 0;
-        let mut halfway = f32::INFINITY;
-        while level < 15 {
-            let point = (VALUES[level] + VALUES[level + 1]) / 2.0;
-            if point < end - CELL {
-                below = level + 1;
-            } else if point < end {
-                halfway = point;
-            }
-            level += 1;
-        }
-        let above = if halfway < f32::INFINITY { below + 1 } else { below };
-        let cell = (number & 31) as usize;
-        cells.halfway[cell] = halfway;
-        cells.below[cell] = if values { VALUES[below] } else { below as f32 };
-        cells.above[cell] = if values { VALUES[above] } else { above as f32 };
-        number += 1;
-    }
-    cells
-}
-
-impl Cells {
-    /// The entry for the value nearest to `x`, for -155 < x < 155; at a halfway point, for the larger one
-    /// (`best_index_int8`).
-    #[inline(always)]
-    fn nearest<V: Lanes>(&self, x: V) -> V {
-        let cell = x * V::splat(1.0 / CELL) + V::splat(12_582_912.0);
-        let above = x.ge(cell.lookup(&self.halfway));
-        V::select(above, cell.lookup(&self.above), cell.lookup(&self.below))
-    }
-}
+/// Steps tried at the same time, so that the additions of one need not wait for those of another.
+const TOGETHER: usize = 3;
 
 /// Scale of blocks, one per lane, that minimises the weighted squared error, of 16 rounding factors. Follows
 /// `quantize_row_iq4_nl_impl` with `ntry` 7.
@@ -98,30 +59,37 @@ impl Cells {
 fn search_scale<V: Lanes>(x: &[V; LEN], w: &[V; LEN]) -> V {
     let zero = V::splat(0.0);
     let (magnitude, max) = extreme(x);
-    let (sum_qx, sum_q2) = fit(V::splat(1.0) / (max.neg() / V::splat(VALUES[0])), x, w);
+    let [(sum_qx, sum_q2)] = fit([V::splat(1.0) / (max.neg() / V::splat(VALUES[0]))], x, w);
     let mut scale = V::select(sum_q2.gt(zero), sum_qx / sum_q2, zero);
     let mut best = scale * sum_qx;
-    for step in -7i32..=7 {
-        let (sum_qx, sum_q2) = fit(V::splat(step as f32 + VALUES[0]) / max, x, w);
-        let better = V::and(sum_q2.gt(zero), (sum_qx * sum_qx).gt(best * sum_q2));
-        let fitted = sum_qx / sum_q2;
-        scale = V::select(better, fitted, scale);
-        best = V::select(better, fitted * sum_qx, best);
+    for steps in STEPS.as_chunks::<TOGETHER>().0 {
+        let mut factors = [zero; TOGETHER];
+        for (factor, step) in factors.iter_mut().zip(steps) {
+            *factor = V::splat(step + VALUES[0]) / max;
+        }
+        for (sum_qx, sum_q2) in fit(factors, x, w) {
+            let better = V::and(sum_q2.gt(zero), (sum_qx * sum_qx).gt(best * sum_q2));
+            let fitted = sum_qx / sum_q2;
+            scale = V::select(better, fitted, scale);
+            best = V::select(better, fitted * sum_qx, best);
+        }
     }
     V::select(magnitude.lt(V::splat(ZERO_BELOW)), zero, scale)
 }
 
-/// Sums of `w * x * value` and `w * value * value` for the values nearest to `factor * x`.
+/// Sums of `w * x * value` and `w * value * value` for the values nearest to `factor * x`, for each factor.
 #[inline(always)]
-fn fit<V: Lanes>(factor: V, x: &[V; LEN], w: &[V; LEN]) -> (V, V) {
-    let (mut sum_qx, mut sum_q2) = (V::splat(0.0), V::splat(0.0));
+fn fit<V: Lanes, const K: usize>(factors: [V; K], x: &[V; LEN], w: &[V; LEN]) -> [(V, V); K] {
+    let mut sums = [(V::splat(0.0), V::splat(0.0)); K];
     for i in 0..LEN {
-        let q = NEAREST.nearest(factor * x[i]);
-        let wq = w[i] * q;
-        sum_qx = sum_qx + wq * x[i];
-        sum_q2 = sum_q2 + wq * q;
+        for k in 0..K {
+            let q = (factors[k] * x[i]).nearest_entry(&NEAREST);
+            let wq = w[i] * q;
+            sums[k].0 = sums[k].0 + wq * x[i];
+            sums[k].1 = sums[k].1 + wq * q;
+        }
     }
-    (sum_qx, sum_q2)
+    sums
 }
 
 /// What each weight counts, from its importance in `w` if there is one, else from its square.
@@ -144,7 +112,7 @@ fn write_levels<V: Lanes>(x: &[f32], factor: f32, out: &mut [u8]) {
     for i in (0..LEN).step_by(V::N) {
         let scaled = V::splat(factor) * V::load(&x[i..]);
         let scaled = scaled.min(V::splat(VALUES[15])).max(V::splat(VALUES[0]));
-        V::store_u8(LEVELS.nearest(scaled).trunc(), &mut levels[i..]);
+        V::store_u8(scaled.nearest_entry(&LEVELS).trunc(), &mut levels[i..]);
     }
     pack_block(&levels, out);
 }

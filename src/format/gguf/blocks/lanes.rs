@@ -6,11 +6,13 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
+use super::nearest::Nearest;
+
 /// The most lanes that any instruction set has.
 pub(super) const MAX_LANES: usize = 16;
 
 /// 1.5 * 2^23: a float of this size has no bits left for fractions, so adding it rounds to the nearest integer.
-const MAGIC: f32 = 12_582_912.0;
+pub(super) const MAGIC: f32 = 12_582_912.0;
 
 /// Arithmetic on vectors of floats, with the integers and masks that go with them.
 pub(super) trait Floats:
@@ -114,8 +116,9 @@ pub(super) trait Lanes: Floats {
     fn largest(self) -> f32;
     /// The smallest lane; all are numbers. Of zeros it may be any.
     fn smallest(self) -> f32;
-    /// Entries of a table, chosen by the five low bits of each lane's float.
-    fn lookup(self, table: &[f32; 32]) -> Self;
+    /// The entry of the nearest value, for numbers within +-155; at a halfway point, of the larger one
+    /// (`best_index_int8`).
+    fn nearest_entry(self, table: &Nearest) -> Self;
     /// Reads `dst.len()` consecutive floats for each lane `s`, from `src[starts[s]..]` on: `dst[i]` gets the `i`-th
     /// float of every lane. `dst.len()` is a multiple of `N`.
     fn transpose(src: &[f32], starts: &[usize; MAX_LANES], dst: &mut [Self]);
@@ -309,8 +312,13 @@ impl Lanes for F32x4 {
     }
 
     #[inline(always)]
-    fn lookup(self, table: &[f32; 32]) -> F32x4 {
-        lanewise!(F32x4, i => table[(self.0[i].to_bits() & 31) as usize])
+    fn nearest_entry(self, table: &Nearest) -> F32x4 {
+        lanewise!(F32x4, i => {
+            let v = self.0[i];
+            let cell = ((v * Nearest::CELLS + MAGIC).to_bits() & 31) as usize;
+            let above = v >= table.cell_halfway[cell];
+            if above { table.cell_above[cell] } else { table.cell_below[cell] }
+        })
     }
 
     #[inline(always)]

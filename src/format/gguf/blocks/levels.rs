@@ -15,10 +15,10 @@ pub(super) fn divide<V: Lanes>(x: &[f32], scale: f32, min: f32, lo: i32, hi: i32
 }
 
 /// Levels that a search found: `nearest(factor * (x - offset))`, limited to `lo..=hi` and shifted to start at zero. A
-/// factor of zero stands for a block whose levels are all zero after the shift.
+/// factor that is not a number stands for a block whose levels are all zero after the shift.
 #[inline(always)]
 pub(super) fn multiply<V: Lanes>(x: &[f32], factor: f32, offset: f32, lo: i32, hi: i32, out: &mut [u8]) {
-    if factor == 0.0 {
+    if factor.is_nan() {
         out.fill(0);
         return;
     }

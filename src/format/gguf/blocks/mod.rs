@@ -1,9 +1,11 @@
 //! Encoders and decoders of the GGML block types.
 //!
 //! The bytes are those of `ggml_quantize_chunk` in llama.cpp, for each type with and without importance. There is one
-//! implementation of each type, generic over the number of lanes ([`lanes`]): searches run over many blocks at a time,
+//! implementation of each type, generic over the number of lanes: searches run over many blocks at a time,
 //! one block per lane, and the levels found are packed block by block. Each type's file describes its layout and holds
 //! its encoder and decoder.
+
+#![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of lanes")]
 
 mod affine32;
 #[cfg(test)]
@@ -13,6 +15,7 @@ mod half_types;
 mod iq4;
 mod lanes;
 mod levels;
+mod nearest;
 mod q2_k;
 mod q3_k;
 mod q4_k_q5_k;
@@ -24,6 +27,7 @@ mod search_qkx;
 mod search_qp;
 mod search_qx;
 mod simd;
+mod sub_blocks;
 mod symmetric32;
 #[cfg(test)]
 mod tests;

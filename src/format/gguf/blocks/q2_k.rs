@@ -10,19 +10,17 @@
 //! A weight is `scale * level - minimum`.
 
 use super::half_types::{f16_to_f32_one, f32_to_f16, read_f16};
-use super::lanes::{Lanes, MAX_LANES};
-use super::levels::{divide, multiply, pack_2_bits, unpack_2_bits};
-use super::q4_k_q5_k::{quantize_by_largest, quantize_by_search};
-use super::rows::{Rows, scale_importance, sum, sum_of_squares};
-use super::search_qkx::{AffineSearch, points, search_affine};
+use super::lanes::Lanes;
+use super::levels::{pack_2_bits, unpack_2_bits};
+use super::rows::{Rows, scale_importance, sum_of_squares};
+use super::search_qkx::AffineSearch;
 use super::simd::{Kernel, Simd};
+use super::sub_blocks::{ScaleLevels, SubBlocks};
 use super::types::QK_K;
 
 const BYTES: usize = 84;
 /// Sub-blocks of a block, and weights of a sub-block.
 const SUBS: usize = 16;
-/// Sub-blocks searched side by side.
-const TOGETHER: usize = 2;
 
 /// Encodes blocks (`quantize_row_q2_K_ref`, and `quantize_row_q2_K_impl` with importance).
 pub(super) fn encode(rows: Rows<'_>, dst: &mut [u8], simd: Simd) {
@@ -38,16 +36,6 @@ struct Encoder<'a, const IMPORTANCE: bool> {
     dst: &'a mut [u8],
 }
 
-/// Per sub-block and lane, what is needed to write the blocks.
-struct Found {
-    scale_levels: [[u8; MAX_LANES]; SUBS],
-    min_levels: [[u8; MAX_LANES]; SUBS],
-    factors: [[f32; MAX_LANES]; SUBS],
-    offsets: [[f32; MAX_LANES]; SUBS],
-    scale: [f32; MAX_LANES],
-    min: [f32; MAX_LANES],
-}
-
 impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
@@ -59,14 +47,8 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
         };
         let mut x = [zero; QK_K];
         let mut w = x;
-        let mut found = Found {
-            scale_levels: [[0; MAX_LANES]; SUBS],
-            min_levels: [[0; MAX_LANES]; SUBS],
-            factors: [[0.0; MAX_LANES]; SUBS],
-            offsets: [[0.0; MAX_LANES]; SUBS],
-            scale: [0.0; MAX_LANES],
-            min: [0.0; MAX_LANES],
-        };
+        let levels = ScaleLevels { max: 15, limit: 255, searched: IMPORTANCE };
+        let mut found = SubBlocks::<SUBS>::new();
         for (g, out) in self.dst.chunks_mut(V::N * BYTES).enumerate() {
             let group = self.rows.group(g * V::N, V::N, QK_K);
             V::transpose(self.rows.src, &group.starts, &mut x);
@@ -80,34 +62,7 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
                 }
             }
 
-            let (mut scales, mut mins, mut sums) = ([zero; SUBS], [zero; SUBS], [zero; SUBS]);
-            let (subs, weights) = (x.as_chunks::<SUBS>().0, w.as_chunks::<SUBS>().0);
-            let pairs = subs.as_chunks::<TOGETHER>().0.iter().zip(weights.as_chunks().0);
-            for (n, (x, w)) in pairs.enumerate() {
-                let affine = search_affine(&points(x, w), search);
-                for k in 0..TOGETHER {
-                    let j = n * TOGETHER + k;
-                    (scales[j], mins[j], sums[j]) = (affine.scale.0[k], affine.min.0[k], sum(&w[k]));
-                    affine.factor.0[k].store(&mut found.factors[j]);
-                    affine.offset.0[k].store(&mut found.offsets[j]);
-                }
-            }
-
-            let Found { scale_levels, min_levels, .. } = &mut found;
-            let (scale, min) = if IMPORTANCE {
-                (
-                    quantize_by_search(&scales, &sums, 15, 255, scale_levels),
-                    quantize_by_search(&mins, &sums, 15, 255, min_levels),
-                )
-            } else {
-                (
-                    quantize_by_largest(&scales, 15, 255, scale_levels),
-                    quantize_by_largest(&mins, 15, 255, min_levels),
-                )
-            };
-            scale.store(&mut found.scale);
-            min.store(&mut found.min);
-
+            found.search::<V, SUBS>(&x, &w, search, levels);
             for (s, out) in out.chunks_exact_mut(BYTES).enumerate() {
                 let x = &self.rows.src[group.starts[s]..][..QK_K];
                 write::<V>(x, &found, s, out);
@@ -118,7 +73,7 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
 
 /// Writes the block of lane `s`.
 #[inline(always)]
-fn write<V: Lanes>(x: &[f32], found: &Found, s: usize, out: &mut [u8]) {
+fn write<V: Lanes>(x: &[f32], found: &SubBlocks<SUBS>, s: usize, out: &mut [u8]) {
     let (scale, min) = (f32_to_f16(found.scale[s]), f32_to_f16(found.min[s]));
     out[80..82].copy_from_slice(&scale.to_le_bytes());
     out[82..84].copy_from_slice(&min.to_le_bytes());
@@ -128,13 +83,8 @@ fn write<V: Lanes>(x: &[f32], found: &Found, s: usize, out: &mut [u8]) {
         let x = &x[j * SUBS..][..SUBS];
         let byte = found.scale_levels[j][s] | found.min_levels[j][s] << 4;
         out[j] = byte;
-        let scale = scale * f32::from(byte & 15);
-        if scale == 0.0 {
-            // Nothing to divide by: the levels of the search stay.
-            multiply::<V>(x, found.factors[j][s], found.offsets[j][s], 0, 3, levels);
-        } else {
-            divide::<V>(x, scale, min * f32::from(byte >> 4), 0, 3, levels);
-        }
+        let scale_and_min = (scale * f32::from(byte & 15), min * f32::from(byte >> 4));
+        found.levels::<V>((j, s), x, scale_and_min, 3, levels);
     }
     pack_2_bits(&levels, &mut out[16..80]);
 }

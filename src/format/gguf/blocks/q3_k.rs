@@ -60,11 +60,11 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
                 scale_importance(&mut w, &x, sigma2);
                 let mut sums = [zero; SUBS];
                 for (j, w) in w.as_chunks::<SUBS>().0.iter().enumerate() {
-                    let found = search_symmetric(&subs[j], w, 4);
+                    let found = search_symmetric::<V, SUBS, true>(&subs[j], w, 4);
                     (scales[j], sums[j]) = (found.scale, sum(w));
                     levels_of(&subs[j], found.factor, 4, &mut searched_subs[j]);
                 }
-                let found = search_symmetric(&scales, &sums, 32);
+                let found = search_symmetric::<V, SUBS, false>(&scales, &sums, 32);
                 let mut levels = [zero; SUBS];
                 levels_of(&scales, found.factor, 32, &mut levels);
                 for j in 0..SUBS {
@@ -93,14 +93,14 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
     }
 }
 
-/// Levels that go with a rounding factor, shifted by `levels` to start at zero; zero where the factor is zero.
+/// Levels that go with a rounding factor, shifted by `levels` to start at zero; zero where it is not a number.
 #[inline(always)]
 fn levels_of<V: Lanes>(x: &[V; SUBS], factor: V, levels: i32, out: &mut [V; SUBS]) {
     let zero = V::splat(0.0);
-    let found = factor.ne(zero);
+    let is_zero = factor.ne(factor);
     for i in 0..SUBS {
         let level = V::int_sub((factor * x[i]).nearest_within(-levels, levels - 1), V::int(-levels));
-        out[i] = V::select(found, V::from_int(level), zero);
+        out[i] = V::select(is_zero, zero, V::from_int(level));
     }
 }
 

@@ -11,20 +11,18 @@
 //! A weight is `scale * level - minimum`.
 
 use super::half_types::{f16_to_f32_one, f32_to_f16, read_f16};
-use super::lanes::{Lanes, MAX_LANES};
-use super::levels::{divide, multiply, pack_4_bits, pack_bit, unpack_4_bits, unpack_bit};
-use super::rows::{Rows, scale_importance, sum, sum_of_squares};
-use super::search_qkx::{AffineSearch, points, search_affine};
-use super::search_qp::search_positive;
+use super::lanes::Lanes;
+use super::levels::{pack_4_bits, pack_bit, unpack_4_bits, unpack_bit};
+use super::rows::{Rows, scale_importance, sum_of_squares};
+use super::search_qkx::AffineSearch;
 use super::simd::{Kernel, Simd};
+use super::sub_blocks::{ScaleLevels, SubBlocks};
 use super::types::QK_K;
 
 /// Sub-blocks of a block.
 const SUBS: usize = 8;
 /// Weights of a sub-block.
 const LEN: usize = QK_K / SUBS;
-/// Sub-blocks searched side by side.
-const TOGETHER: usize = 2;
 
 /// Encodes blocks of `BITS` (4 or 5) bits a weight (`quantize_row_q4_K_ref`, and `quantize_row_q4_K_impl` with
 /// importance).
@@ -41,16 +39,6 @@ struct Encoder<'a, const BITS: u32> {
     dst: &'a mut [u8],
 }
 
-/// Per sub-block and lane, what is needed to write the blocks.
-struct Found {
-    scale_levels: [[u8; MAX_LANES]; SUBS],
-    min_levels: [[u8; MAX_LANES]; SUBS],
-    factors: [[f32; MAX_LANES]; SUBS],
-    offsets: [[f32; MAX_LANES]; SUBS],
-    scale: [f32; MAX_LANES],
-    min: [f32; MAX_LANES],
-}
-
 impl<const BITS: u32> Kernel for Encoder<'_, BITS> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
@@ -63,19 +51,19 @@ impl<const BITS: u32> Kernel for Encoder<'_, BITS> {
         };
         let mut x = [zero; QK_K];
         let mut w = x;
-        let mut found = Found {
-            scale_levels: [[0; MAX_LANES]; SUBS],
-            min_levels: [[0; MAX_LANES]; SUBS],
-            factors: [[0.0; MAX_LANES]; SUBS],
-            offsets: [[0.0; MAX_LANES]; SUBS],
-            scale: [0.0; MAX_LANES],
-            min: [0.0; MAX_LANES],
+        let importance = self.rows.importance;
+        let levels = ScaleLevels {
+            max: 63,
+            // Only quantize_row_q4_K_impl leaves what cannot be represented as it is.
+            limit: if importance.is_some() && BITS == 4 { 255 } else { 63 },
+            searched: importance.is_some(),
         };
+        let mut found = SubBlocks::<SUBS>::new();
         for (g, out) in self.dst.chunks_mut(V::N * block_bytes(BITS)).enumerate() {
             let group = self.rows.group(g * V::N, V::N, QK_K);
             V::transpose(self.rows.src, &group.starts, &mut x);
             let subs = x.as_chunks::<LEN>().0;
-            if let Some(importance) = self.rows.importance {
+            if let Some(importance) = importance {
                 V::transpose(importance, &group.columns, &mut w);
                 let sigma2 = V::splat(2.0) * sum_of_squares(&x) / V::splat(QK_K as f32);
                 scale_importance(&mut w, &x, sigma2);
@@ -88,34 +76,7 @@ impl<const BITS: u32> Kernel for Encoder<'_, BITS> {
                 }
             }
 
-            let (mut scales, mut mins, mut sums) = ([zero; SUBS], [zero; SUBS], [zero; SUBS]);
-            let pairs = subs.as_chunks::<TOGETHER>().0.iter().zip(w.as_chunks::<LEN>().0.as_chunks().0);
-            for (n, (x, w)) in pairs.enumerate() {
-                let affine = search_affine(&points(x, w), search);
-                for k in 0..TOGETHER {
-                    let j = n * TOGETHER + k;
-                    (scales[j], mins[j], sums[j]) = (affine.scale.0[k], affine.min.0[k], sum(&w[k]));
-                    affine.factor.0[k].store(&mut found.factors[j]);
-                    affine.offset.0[k].store(&mut found.offsets[j]);
-                }
-            }
-
-            let Found { scale_levels, min_levels, .. } = &mut found;
-            let (scale, min) = if self.rows.importance.is_some() {
-                let limit = if BITS == 5 { 63 } else { 255 };
-                (
-                    quantize_by_search(&scales, &sums, 63, limit, scale_levels),
-                    quantize_by_search(&mins, &sums, 63, limit, min_levels),
-                )
-            } else {
-                (
-                    quantize_by_largest(&scales, 63, 63, scale_levels),
-                    quantize_by_largest(&mins, 63, 63, min_levels),
-                )
-            };
-            scale.store(&mut found.scale);
-            min.store(&mut found.min);
-
+            found.search::<V, LEN>(&x, &w, search, levels);
             for (s, out) in out.chunks_exact_mut(block_bytes(BITS)).enumerate() {
                 let x = &self.rows.src[group.starts[s]..][..QK_K];
                 write::<V, BITS>(x, &found, s, out);
@@ -124,49 +85,9 @@ impl<const BITS: u32> Kernel for Encoder<'_, BITS> {
     }
 }
 
-/// Levels of values relative to the largest one, which gets the level `levels`; as bytes, no larger than `limit`.
-/// Returns the scale.
-#[inline(always)]
-pub(super) fn quantize_by_largest<V: Lanes, const L: usize>(
-    v: &[V; L],
-    levels: i32,
-    limit: i32,
-    out: &mut [[u8; MAX_LANES]; L],
-) -> V {
-    let zero = V::splat(0.0);
-    let mut max = zero;
-    for &v in v {
-        max = v.max(max);
-    }
-    let levels = V::splat(levels as f32);
-    let factor = V::select(max.gt(zero), levels / max, zero);
-    for j in 0..L {
-        let byte = V::int_and((factor * v[j]).nearest(), V::int(255));
-        V::store_u8(V::int_min(V::int(limit), byte), &mut out[j]);
-    }
-    max / levels
-}
-
-/// Levels and scale of values by [`search_positive`]; levels as bytes, no larger than `limit`.
-#[inline(always)]
-pub(super) fn quantize_by_search<V: Lanes, const L: usize>(
-    v: &[V; L],
-    w: &[V; L],
-    levels: i32,
-    limit: i32,
-    out: &mut [[u8; MAX_LANES]; L],
-) -> V {
-    let mut found = [V::splat(0.0); L];
-    let scale = search_positive(v, w, levels, &mut found);
-    for j in 0..L {
-        V::store_u8(V::int_min(V::int(limit), found[j].trunc()), &mut out[j]);
-    }
-    scale
-}
-
 /// Writes the block of lane `s`.
 #[inline(always)]
-fn write<V: Lanes, const BITS: u32>(x: &[f32], found: &Found, s: usize, out: &mut [u8]) {
+fn write<V: Lanes, const BITS: u32>(x: &[f32], found: &SubBlocks<SUBS>, s: usize, out: &mut [u8]) {
     let (scale, min) = (f32_to_f16(found.scale[s]), f32_to_f16(found.min[s]));
     let (mut scale_levels, mut min_levels) = ([0; SUBS], [0; SUBS]);
     for j in 0..SUBS {
@@ -185,12 +106,8 @@ fn write<V: Lanes, const BITS: u32>(x: &[f32], found: &Found, s: usize, out: &mu
         let x = &x[j * LEN..][..LEN];
         let (scale_level, min_level) = unpack_scale(&scales, j);
         let scale = scale * f32::from(scale_level);
-        if scale == 0.0 {
-            // Nothing to divide by: the levels of the search stay.
-            multiply::<V>(x, found.factors[j][s], found.offsets[j][s], 0, top, levels);
-        } else {
-            divide::<V>(x, scale, min * f32::from(min_level), 0, top, levels);
-        }
+        let min = min * f32::from(min_level);
+        found.levels::<V>((j, s), x, (scale, min), top, levels);
     }
     if BITS == 5 {
         pack_bit(&levels, 4, &mut out[16..48]);

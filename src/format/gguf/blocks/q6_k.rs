@@ -64,7 +64,7 @@ impl Kernel for Encoder<'_> {
             let mut scales = [zero; SUBS];
             let subs = x.as_chunks::<SUBS>().0.iter().zip(w.as_chunks::<SUBS>().0);
             for (j, (x, w)) in subs.enumerate() {
-                let symmetric = search_symmetric(x, w, 32);
+                let symmetric = search_symmetric::<V, SUBS, true>(x, w, 32);
                 scales[j] = symmetric.scale;
                 symmetric.factor.store(&mut found.factors[j]);
             }

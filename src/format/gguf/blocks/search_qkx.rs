@@ -25,12 +25,11 @@ impl AffineSearch {
     }
 }
 
-/// One weight of each block, and what it counts. The two are side by side because arrays of their own, a multiple of 4096
-/// bytes apart from the array of the levels, would have the processor take reads of them for reads of levels.
+/// One weight of each block, and what it counts; side by side, since they are read together.
 #[derive(Clone, Copy)]
 pub(super) struct Point<V> {
-    pub(super) x: V,
-    pub(super) w: V,
+    x: V,
+    w: V,
 }
 
 /// The points of `K` blocks side by side.
@@ -54,8 +53,8 @@ pub(super) struct Affine<V> {
     pub(super) scale: V,
     /// The minimum, negated.
     pub(super) min: V,
-    /// With `offset`, how weights go to the levels that were found: `nearest(factor * (x - offset))`. Zero for a block
-    /// of equal weights.
+    /// With `offset`, how weights go to the levels that were found: `nearest(factor * (x - offset))`. Not a
+    /// number for a block of equal weights.
     pub(super) factor: V,
     /// See `factor`.
     pub(super) offset: V,
@@ -117,7 +116,7 @@ pub(super) fn search_affine<V: Floats, const L: usize>(
     Affine {
         scale: V::select(uneven, scale, zero),
         min: V::select(uneven, min, first_min).neg(),
-        factor: V::select(uneven, factor, zero),
+        factor: V::select(uneven, factor, V::splat(f32::NAN)),
         offset: V::select(uneven, offset, zero),
     }
 }
@@ -130,7 +129,7 @@ struct Fit<V: Floats> {
     error: V,
 }
 
-/// Fits a line to the levels that a factor gives. `EXACT` is for arguments of any size.
+/// Fits a line to the levels that a factor gives, and sums up its error. `EXACT` is for arguments of any size.
 #[inline(always)]
 fn fit<V: Floats, const L: usize, const EXACT: bool>(
     points: &[Point<V>; L],

@@ -17,8 +17,8 @@ const TOGETHER: usize = 3;
 pub(super) struct Symmetric<V> {
     /// The scale; zero for a zero block.
     pub(super) scale: V,
-    /// The factor that takes weights to the levels that the scale goes with: `nearest(factor * x)`. Zero for a zero
-    /// block.
+    /// The factor that takes weights to the levels that the scale goes with: `nearest(factor * x)`. Not a number
+    /// for a zero block.
     pub(super) factor: V,
 }
 
@@ -35,9 +35,10 @@ pub(super) fn extreme<V: Floats>(x: &[V]) -> (V, V) {
 }
 
 /// Scale that minimises the weighted squared error, of 19 rounding factors around the one that takes the extreme value
-/// to the level `-levels`. Levels are `-levels..levels`. Follows `make_qx_quants` with `rmse_type` 1.
+/// to the level `-levels`. Levels are `-levels..levels`. `FINITE` is for `x` known to be finite. Follows
+/// `make_qx_quants` with `rmse_type` 1.
 #[inline(always)]
-pub(super) fn search_symmetric<V: Floats, const L: usize>(
+pub(super) fn search_symmetric<V: Floats, const L: usize, const FINITE: bool>(
     x: &[V; L],
     w: &[V; L],
     levels: i32,
@@ -50,7 +51,7 @@ pub(super) fn search_symmetric<V: Floats, const L: usize>(
     }
 
     let first = V::splat(-levels as f32) / max;
-    let [(sum_lx, sum_l2)] = fit([first], x, w, &wx, levels);
+    let [(sum_lx, sum_l2)] = fit::<V, L, 1, FINITE>([first], x, w, &wx, levels);
     let mut factor = first;
     let mut scale = V::select(sum_l2.ne(zero), sum_lx / sum_l2, zero);
     let mut best = scale * sum_lx;
@@ -59,7 +60,7 @@ pub(super) fn search_symmetric<V: Floats, const L: usize>(
         for (tried, step) in tried.iter_mut().zip(steps) {
             *tried = V::splat(-(levels as f32 + 0.1f32 * step)) / max;
         }
-        let sums = fit(tried, x, w, &wx, levels);
+        let sums = fit::<V, L, TOGETHER, FINITE>(tried, x, w, &wx, levels);
         for ((sum_lx, sum_l2), tried) in sums.into_iter().zip(tried) {
             let better = V::and(sum_l2.gt(zero), (sum_lx * sum_lx).gt(best * sum_l2));
             let fitted = sum_lx / sum_l2;
@@ -70,12 +71,15 @@ pub(super) fn search_symmetric<V: Floats, const L: usize>(
     }
 
     let is_zero = magnitude.lt(V::splat(ZERO_BELOW));
-    Symmetric { scale: V::select(is_zero, zero, scale), factor: V::select(is_zero, zero, factor) }
+    Symmetric {
+        scale: V::select(is_zero, zero, scale),
+        factor: V::select(is_zero, V::splat(f32::NAN), factor),
+    }
 }
 
 /// Sums of `w * x * level` and `w * level * level` for the levels that each factor gives.
 #[inline(always)]
-fn fit<V: Floats, const L: usize, const K: usize>(
+fn fit<V: Floats, const L: usize, const K: usize, const FINITE: bool>(
     factors: [V; K],
     x: &[V; L],
     w: &[V; L],
@@ -85,8 +89,13 @@ fn fit<V: Floats, const L: usize, const K: usize>(
     let mut sums = [(V::splat(0.0), V::splat(0.0)); K];
     for i in 0..L {
         for k in 0..K {
-            // Never beyond what rounds well: |factor * x| is at most levels + 1.
-            let l = (factors[k] * x[i]).round_within(-levels, levels - 1);
+            let scaled = factors[k] * x[i];
+            let l = if FINITE {
+                // Never beyond what rounds well: the magnitude is at most levels + 1.
+                scaled.round_within(-levels, levels - 1)
+            } else {
+                V::from_int(scaled.nearest_within(-levels, levels - 1))
+            };
             sums[k].0 = sums[k].0 + wx[i] * l;
             sums[k].1 = sums[k].1 + w[i] * l * l;
         }

@@ -98,7 +98,7 @@ impl<const BITS: u32> Kernel for Searching<'_, BITS> {
                 sigma2[s] = means[group.starts[s] / n_per_row];
             }
             scale_importance(&mut w, &x, V::load(&sigma2));
-            let found = search_symmetric(&x, &w, half);
+            let found = search_symmetric::<V, 32, true>(&x, &w, half);
             found.scale.store(&mut scales);
             found.factor.store(&mut factors);
             for (s, out) in out.chunks_exact_mut(2 + level_bytes(BITS)).enumerate() {

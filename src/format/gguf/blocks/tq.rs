@@ -69,7 +69,7 @@ fn pack_base_3(levels: &[u8], per_byte: usize, out: &mut [u8]) {
             q = q.wrapping_mul(3).wrapping_add(level);
         }
         // As a fraction of 3^5, rounded up, so that multiplying by 3 brings one level after the other to the top.
-        *out = ((u16::from(q) * 256 + 242) / 243) as u8;
+        *out = (u16::from(q) * 256).div_ceil(243) as u8;
     }
 }
 

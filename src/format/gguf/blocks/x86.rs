@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::lanes::{Floats, Lanes, MAX_LANES};
+use super::lanes::{Floats, Lanes, MAGIC, MAX_LANES};
+use super::nearest::Nearest;
 
 /// Sixteen floats in an AVX-512 register.
 #[derive(Clone, Copy)]
@@ -46,6 +47,14 @@ macro_rules! intrinsics {
 }
 
 impl F32x16 {
+    /// Entries of a table, chosen by the five low bits of each integer.
+    #[inline(always)]
+    fn lookup(table: &[f32; 32], index: __m512i) -> F32x16 {
+        let (low, high) = (F32x16::load(&table[..16]), F32x16::load(&table[16..]));
+        // SAFETY: the instruction set is there (module docs); values alone.
+        F32x16(unsafe { _mm512_permutex2var_ps(low.0, index, high.0) })
+    }
+
     /// The 16 x 16 matrix of these rows, transposed.
     #[inline(always)]
     fn transposed(r: [__m512; 16]) -> [F32x16; 16] {
@@ -163,10 +172,12 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
-    fn lookup(self, table: &[f32; 32]) -> F32x16 {
-        let (low, high) = (F32x16::load(&table[..16]), F32x16::load(&table[16..]));
-        // SAFETY: the instruction set is there (module docs); values alone.
-        F32x16(unsafe { _mm512_permutex2var_ps(low.0, self.bits(), high.0) })
+    fn nearest_entry(self, table: &Nearest) -> F32x16 {
+        // The number of the cell, in the low bits of a float.
+        let cell = (self * F32x16::splat(Nearest::CELLS) + F32x16::splat(MAGIC)).bits();
+        let above = self.ge(F32x16::lookup(&table.cell_halfway, cell));
+        let (yes, no) = (&table.cell_above, &table.cell_below);
+        F32x16::select(above, F32x16::lookup(yes, cell), F32x16::lookup(no, cell))
     }
 
     #[inline(always)]
@@ -182,6 +193,20 @@ impl Lanes for F32x16 {
 }
 
 impl F32x8 {
+    /// Entries of a table, chosen by the three low bits of each integer.
+    #[inline(always)]
+    fn lookup(table: &[f32; 8], index: __m256i) -> F32x8 {
+        // SAFETY: the instruction set is there (module docs); values alone.
+        F32x8(unsafe { _mm256_permutevar8x32_ps(F32x8::load(table).0, index) })
+    }
+
+    /// `2 * number + bit`, where a true bit is -1.
+    #[inline(always)]
+    fn append(number: __m256i, bit: __m256) -> __m256i {
+        // SAFETY: the instruction set is there (module docs); values alone.
+        unsafe { _mm256_add_epi32(_mm256_add_epi32(number, number), _mm256_castps_si256(bit)) }
+    }
+
     /// The 8 x 8 matrix of these rows, transposed.
     #[inline(always)]
     fn transposed(r: [__m256; 8]) -> [F32x8; 8] {
@@ -294,10 +319,17 @@ impl Lanes for F32x8 {
     }
 
     #[inline(always)]
-    fn lookup(self, table: &[f32; 32]) -> F32x8 {
-        let index = F32x8::int_and(self.bits(), F32x8::int(31));
-        // SAFETY: the instruction set is there (module docs), and all indices are below 32.
-        F32x8(unsafe { _mm256_i32gather_ps::<4>(table.as_ptr(), index) })
+    fn nearest_entry(self, table: &Nearest) -> F32x8 {
+        let bit_3 = self.ge(F32x8::splat(table.halfway[7]));
+        let halfway = F32x8::select(bit_3, F32x8::splat(table.halfway[11]), F32x8::splat(table.halfway[3]));
+        let bit_2 = self.ge(halfway);
+        // Masks are -1, so numbers made of them are negative; the tables are laid out for that.
+        let quarter = F32x8::append(F32x8::int(0), bit_3);
+        let quarter = F32x8::append(quarter, bit_2);
+        let bit_1 = self.ge(F32x8::lookup(&table.bisect_4, quarter));
+        let eighth = F32x8::append(quarter, bit_1);
+        let bit_0 = self.ge(F32x8::lookup(&table.bisect_2, eighth));
+        F32x8::select(bit_0, F32x8::lookup(&table.odd, eighth), F32x8::lookup(&table.even, eighth))
     }
 
     #[inline(always)]
