@@ -12,9 +12,9 @@ use super::half_types::{f32_to_f16, read_f16};
 use super::lanes::{Lanes, MAX_LANES};
 use super::levels::multiply;
 use super::rows::{Rows, scale_importance};
-use super::search_qkx::{AffineSearch, search_affine};
+use super::search_qkx::{AffineSearch, points, search_affine};
 use super::simd::{Kernel, Simd};
-use super::symmetric32::{level_bytes, pack_levels, unpack_levels};
+use super::symmetric32::{extremes, level_bytes, pack_levels, unpack_levels};
 
 /// Encodes blocks of `BITS` (4 or 5) bits a weight. Without importance the extremes set scale and minimum
 /// (`quantize_row_q4_1_ref`), with it they are searched for (`quantize_row_q4_1_impl`).
@@ -37,7 +37,12 @@ impl<const BITS: u32> Kernel for Plain<'_, BITS> {
         let top = (1 << BITS) - 1;
         let dst = self.dst.chunks_exact_mut(4 + level_bytes(BITS));
         for (x, out) in self.src.as_chunks::<32>().0.iter().zip(dst) {
-            let (min, max) = extremes(x);
+            let (mut min, mut max) = extremes::<V>(x);
+            if min == 0.0 {
+                // The sign of a zero is that of the first one.
+                min = x.iter().copied().find(|&v| v == 0.0).unwrap_or(min);
+                max = if max == 0.0 { min } else { max };
+            }
             let scale = (max - min) / top as f32;
             let factor = V::splat(if scale != 0.0 { 1.0 / scale } else { 0.0 });
             let mut levels = [0; 32];
@@ -48,23 +53,6 @@ impl<const BITS: u32> Kernel for Plain<'_, BITS> {
             write::<BITS>(scale, min, &levels, out);
         }
     }
-}
-
-/// Minimum and maximum; a minimum of zero has the sign of the first zero.
-#[inline(always)]
-fn extremes(x: &[f32; 32]) -> (f32, f32) {
-    // Flipping all bits but the sign of negative floats makes their bits ordered as the floats.
-    let ordered = |bits: u32| (bits ^ ((bits as i32 >> 31) as u32 >> 1)) as i32;
-    let (mut min, mut max) = (i32::MAX, i32::MIN);
-    for v in x {
-        min = min.min(ordered(v.to_bits()));
-        max = max.max(ordered(v.to_bits()));
-    }
-    let mut least = f32::from_bits(ordered(min as u32) as u32);
-    if least == 0.0 {
-        least = x.iter().copied().find(|&v| v == 0.0).unwrap_or(least);
-    }
-    (least, f32::from_bits(ordered(max as u32) as u32))
 }
 
 struct Searching<'a, const BITS: u32> {
@@ -91,11 +79,11 @@ impl<const BITS: u32> Kernel for Searching<'_, BITS> {
                 sigma2[s] = means[group.starts[s] / n_per_row];
             }
             scale_importance(&mut w, &x, V::load(&sigma2));
-            let found = search_affine(&x, &w, AffineSearch::with_importance(top));
-            found.scale.store(&mut scales);
-            found.min.neg().store(&mut mins);
-            found.factor.store(&mut factors);
-            found.offset.store(&mut offsets);
+            let found = search_affine(&points(&[x], &[w]), AffineSearch::with_importance(top));
+            found.scale.0[0].store(&mut scales);
+            found.min.0[0].neg().store(&mut mins);
+            found.factor.0[0].store(&mut factors);
+            found.offset.0[0].store(&mut offsets);
             for (s, out) in out.chunks_exact_mut(4 + level_bytes(BITS)).enumerate() {
                 let mut levels = [0; 32];
                 let x = &src[group.starts[s]..][..32];

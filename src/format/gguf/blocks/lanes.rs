@@ -12,12 +12,10 @@ pub(super) const MAX_LANES: usize = 16;
 /// 1.5 * 2^23: a float of this size has no bits left for fractions, so adding it rounds to the nearest integer.
 const MAGIC: f32 = 12_582_912.0;
 
-/// A vector of `N` floats, with the integers and masks that go with it.
-pub(super) trait Lanes:
+/// Arithmetic on vectors of floats, with the integers and masks that go with them.
+pub(super) trait Floats:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
-    /// Number of lanes.
-    const N: usize;
     /// As many `i32`.
     type Int: Copy;
     /// As many truth values.
@@ -25,10 +23,6 @@ pub(super) trait Lanes:
 
     /// `v` in all lanes.
     fn splat(v: f32) -> Self;
-    /// The first `N` values of a slice.
-    fn load(src: &[f32]) -> Self;
-    /// Writes the lanes to the first `N` places of a slice.
-    fn store(self, dst: &mut [f32]);
     /// Square roots.
     fn sqrt(self) -> Self;
     /// Absolute values: the sign bit cleared.
@@ -50,6 +44,8 @@ pub(super) trait Lanes:
     fn ne(self, other: Self) -> Self::Mask;
     /// Both.
     fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// One or both.
+    fn or(a: Self::Mask, b: Self::Mask) -> Self::Mask;
     /// Whether some lane is true.
     fn any(mask: Self::Mask) -> bool;
     /// `mask ? yes : no`.
@@ -59,8 +55,6 @@ pub(super) trait Lanes:
     fn int(v: i32) -> Self::Int;
     /// Bits of the floats.
     fn bits(self) -> Self::Int;
-    /// Floats of these bits.
-    fn from_bits(bits: Self::Int) -> Self;
     /// Bitwise and.
     fn int_and(a: Self::Int, b: Self::Int) -> Self::Int;
     /// Wrapping difference.
@@ -73,15 +67,6 @@ pub(super) trait Lanes:
     fn from_int(v: Self::Int) -> Self;
     /// The floats with their fractions dropped, `i32::MIN` for what does not fit, as x86 converts.
     fn trunc(self) -> Self::Int;
-    /// Writes the low byte of each lane to the first `N` places of a slice.
-    fn store_u8(v: Self::Int, dst: &mut [u8]);
-
-    /// Entries of a table, chosen by the five low bits of each lane's float.
-    fn lookup(self, table: &[f32; 32]) -> Self;
-
-    /// Reads `dst.len()` consecutive floats for each lane `s`, from `src[starts[s]..]` on: `dst[i]` gets the `i`-th
-    /// float of every lane. `dst.len()` is a multiple of `N`.
-    fn transpose(src: &[f32], starts: &[usize; MAX_LANES], dst: &mut [Self]);
 
     /// Rounds to nearest, ties to even; the integers of `nearest_int` in llama.cpp, also where the argument is beyond
     /// +-4194303 and the result meaningless.
@@ -91,13 +76,13 @@ pub(super) trait Lanes:
         Self::int_sub(Self::int_and(v, Self::int(0x007f_ffff)), Self::int(0x0040_0000))
     }
 
-    /// [`Lanes::nearest`], limited to `lo..=hi`.
+    /// [`Floats::nearest`], limited to `lo..=hi`.
     #[inline(always)]
     fn nearest_within(self, lo: i32, hi: i32) -> Self::Int {
         Self::int_max(Self::int(lo), Self::int_min(Self::int(hi), self.nearest()))
     }
 
-    /// [`Lanes::nearest_within`] as floats, for arguments known to be numbers within +-4194303.
+    /// [`Floats::nearest_within`] as floats, for arguments known to be numbers within +-4194303.
     #[inline(always)]
     fn round_within(self, lo: i32, hi: i32) -> Self {
         let v = self + Self::splat(MAGIC);
@@ -112,6 +97,28 @@ pub(super) trait Lanes:
         let negative = self.lt(Self::splat(0.0));
         (self + Self::select(negative, half.neg(), half)).trunc()
     }
+}
+
+/// A register of floats: what [`Floats`] can do, and ways in and out of memory.
+pub(super) trait Lanes: Floats {
+    /// Number of lanes.
+    const N: usize;
+
+    /// The first `N` values of a slice.
+    fn load(src: &[f32]) -> Self;
+    /// Writes the lanes to the first `N` places of a slice.
+    fn store(self, dst: &mut [f32]);
+    /// Writes the low byte of each lane to the first `N` places of a slice.
+    fn store_u8(v: Self::Int, dst: &mut [u8]);
+    /// The largest lane; all are numbers. Of zeros it may be any.
+    fn largest(self) -> f32;
+    /// The smallest lane; all are numbers. Of zeros it may be any.
+    fn smallest(self) -> f32;
+    /// Entries of a table, chosen by the five low bits of each lane's float.
+    fn lookup(self, table: &[f32; 32]) -> Self;
+    /// Reads `dst.len()` consecutive floats for each lane `s`, from `src[starts[s]..]` on: `dst[i]` gets the `i`-th
+    /// float of every lane. `dst.len()` is a multiple of `N`.
+    fn transpose(src: &[f32], starts: &[usize; MAX_LANES], dst: &mut [Self]);
 }
 
 /// Four floats of plain Rust.
@@ -149,24 +156,13 @@ macro_rules! operators {
 }
 operators!(Add add +, Sub sub -, Mul mul *, Div div /);
 
-impl Lanes for F32x4 {
-    const N: usize = 4;
+impl Floats for F32x4 {
     type Int = I32x4;
     type Mask = I32x4;
 
     #[inline(always)]
     fn splat(v: f32) -> F32x4 {
         F32x4([v; 4])
-    }
-
-    #[inline(always)]
-    fn load(src: &[f32]) -> F32x4 {
-        F32x4([src[0], src[1], src[2], src[3]])
-    }
-
-    #[inline(always)]
-    fn store(self, dst: &mut [f32]) {
-        dst[..4].copy_from_slice(&self.0);
     }
 
     #[inline(always)]
@@ -220,6 +216,11 @@ impl Lanes for F32x4 {
     }
 
     #[inline(always)]
+    fn or(a: I32x4, b: I32x4) -> I32x4 {
+        lanewise!(I32x4, i => a.0[i] | b.0[i])
+    }
+
+    #[inline(always)]
     fn any(mask: I32x4) -> bool {
         mask.0[0] | mask.0[1] | mask.0[2] | mask.0[3] != 0
     }
@@ -240,11 +241,6 @@ impl Lanes for F32x4 {
     #[inline(always)]
     fn bits(self) -> I32x4 {
         lanewise!(I32x4, i => self.0[i].to_bits() as i32)
-    }
-
-    #[inline(always)]
-    fn from_bits(bits: I32x4) -> F32x4 {
-        lanewise!(F32x4, i => f32::from_bits(bits.0[i] as u32))
     }
 
     #[inline(always)]
@@ -280,10 +276,36 @@ impl Lanes for F32x4 {
             if (-LIMIT..LIMIT).contains(&v) { v as i32 } else { i32::MIN }
         })
     }
+}
+
+impl Lanes for F32x4 {
+    const N: usize = 4;
+
+    #[inline(always)]
+    fn load(src: &[f32]) -> F32x4 {
+        F32x4([src[0], src[1], src[2], src[3]])
+    }
+
+    #[inline(always)]
+    fn store(self, dst: &mut [f32]) {
+        dst[..4].copy_from_slice(&self.0);
+    }
 
     #[inline(always)]
     fn store_u8(v: I32x4, dst: &mut [u8]) {
         dst[..4].copy_from_slice(&[v.0[0] as u8, v.0[1] as u8, v.0[2] as u8, v.0[3] as u8]);
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        a.max(b).max(c.max(d))
+    }
+
+    #[inline(always)]
+    fn smallest(self) -> f32 {
+        let [a, b, c, d] = self.0;
+        a.min(b).min(c.min(d))
     }
 
     #[inline(always)]

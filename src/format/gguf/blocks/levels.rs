@@ -35,7 +35,8 @@ pub(super) fn multiply<V: Lanes>(x: &[f32], factor: f32, offset: f32, lo: i32, h
 pub(super) fn pack_2_bits(levels: &[u8; QK_K], out: &mut [u8]) {
     for (half, out) in levels.as_chunks::<128>().0.iter().zip(out.as_chunks_mut::<32>().0) {
         for i in 0..32 {
-            out[i] = (half[i] & 3) | (half[i + 32] & 3) << 2 | (half[i + 64] & 3) << 4 | (half[i + 96] & 3) << 6;
+            out[i] =
+                (half[i] & 3) | (half[i + 32] & 3) << 2 | (half[i + 64] & 3) << 4 | (half[i + 96] & 3) << 6;
         }
     }
 }

@@ -6,6 +6,8 @@
 //! its encoder and decoder.
 
 mod affine32;
+#[cfg(test)]
+mod corpus;
 mod half_types;
 mod iq4;
 mod lanes;
@@ -22,7 +24,10 @@ mod search_qp;
 mod search_qx;
 mod simd;
 mod symmetric32;
+#[cfg(test)]
+mod tests;
 mod tq;
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -14,13 +14,15 @@ use super::lanes::{Lanes, MAX_LANES};
 use super::levels::{divide, multiply, pack_2_bits, unpack_2_bits};
 use super::q4_k_q5_k::{quantize_by_largest, quantize_by_search};
 use super::rows::{Rows, scale_importance, sum, sum_of_squares};
-use super::search_qkx::{Affine, AffineSearch, search_affine};
+use super::search_qkx::{AffineSearch, points, search_affine};
 use super::simd::{Kernel, Simd};
 use super::types::QK_K;
 
 const BYTES: usize = 84;
 /// Sub-blocks of a block, and weights of a sub-block.
 const SUBS: usize = 16;
+/// Sub-blocks searched side by side.
+const TOGETHER: usize = 2;
 
 /// Encodes blocks (`quantize_row_q2_K_ref`, and `quantize_row_q2_K_impl` with importance).
 pub(super) fn encode(rows: Rows<'_>, dst: &mut [u8], simd: Simd) {
@@ -79,12 +81,16 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
             }
 
             let (mut scales, mut mins, mut sums) = ([zero; SUBS], [zero; SUBS], [zero; SUBS]);
-            let subs = x.as_chunks::<SUBS>().0.iter().zip(w.as_chunks::<SUBS>().0);
-            for (j, (x, w)) in subs.enumerate() {
-                let Affine { scale, min, factor, offset } = search_affine(x, w, search);
-                (scales[j], mins[j], sums[j]) = (scale, min, sum(w));
-                factor.store(&mut found.factors[j]);
-                offset.store(&mut found.offsets[j]);
+            let (subs, weights) = (x.as_chunks::<SUBS>().0, w.as_chunks::<SUBS>().0);
+            let pairs = subs.as_chunks::<TOGETHER>().0.iter().zip(weights.as_chunks().0);
+            for (n, (x, w)) in pairs.enumerate() {
+                let affine = search_affine(&points(x, w), search);
+                for k in 0..TOGETHER {
+                    let j = n * TOGETHER + k;
+                    (scales[j], mins[j], sums[j]) = (affine.scale.0[k], affine.min.0[k], sum(&w[k]));
+                    affine.factor.0[k].store(&mut found.factors[j]);
+                    affine.offset.0[k].store(&mut found.offsets[j]);
+                }
             }
 
             let Found { scale_levels, min_levels, .. } = &mut found;

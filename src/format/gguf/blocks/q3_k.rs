@@ -17,10 +17,13 @@ use super::search_q3::search_levels;
 use super::search_qx::{extreme, search_symmetric};
 use super::simd::{Kernel, Simd};
 use super::types::QK_K;
+use super::wide::Wide;
 
 const BYTES: usize = 110;
 /// Sub-blocks of a block, and weights of a sub-block.
 const SUBS: usize = 16;
+/// Sub-blocks searched side by side.
+const TOGETHER: usize = 4;
 
 /// Encodes blocks (`quantize_row_q3_K_ref`, and `quantize_row_q3_K_impl` with importance).
 pub(super) fn encode(rows: Rows<'_>, dst: &mut [u8], simd: Simd) {
@@ -69,8 +72,15 @@ impl<const IMPORTANCE: bool> Kernel for Encoder<'_, IMPORTANCE> {
                 }
                 found.scale.store(&mut scale);
             } else {
-                for j in 0..SUBS {
-                    scales[j] = search_levels(&subs[j], 4, &mut searched_subs[j]);
+                for (n, subs) in subs.as_chunks::<TOGETHER>().0.iter().enumerate() {
+                    let mut levels = [Wide([zero; TOGETHER]); SUBS];
+                    let found = search_levels(&Wide::join(subs), 4, &mut levels);
+                    for k in 0..TOGETHER {
+                        scales[n * TOGETHER + k] = found.0[k];
+                        for i in 0..SUBS {
+                            searched_subs[n * TOGETHER + k][i] = levels[i].0[k];
+                        }
+                    }
                 }
                 quantize_by_extreme(&scales, &mut scale_levels).store(&mut scale);
             }

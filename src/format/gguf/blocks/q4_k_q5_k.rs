@@ -14,7 +14,7 @@ use super::half_types::{f16_to_f32_one, f32_to_f16, read_f16};
 use super::lanes::{Lanes, MAX_LANES};
 use super::levels::{divide, multiply, pack_4_bits, pack_bit, unpack_4_bits, unpack_bit};
 use super::rows::{Rows, scale_importance, sum, sum_of_squares};
-use super::search_qkx::{Affine, AffineSearch, search_affine};
+use super::search_qkx::{AffineSearch, points, search_affine};
 use super::search_qp::search_positive;
 use super::simd::{Kernel, Simd};
 use super::types::QK_K;
@@ -23,6 +23,8 @@ use super::types::QK_K;
 const SUBS: usize = 8;
 /// Weights of a sub-block.
 const LEN: usize = QK_K / SUBS;
+/// Sub-blocks searched side by side.
+const TOGETHER: usize = 2;
 
 /// Encodes blocks of `BITS` (4 or 5) bits a weight (`quantize_row_q4_K_ref`, and `quantize_row_q4_K_impl` with
 /// importance).
@@ -87,11 +89,15 @@ impl<const BITS: u32> Kernel for Encoder<'_, BITS> {
             }
 
             let (mut scales, mut mins, mut sums) = ([zero; SUBS], [zero; SUBS], [zero; SUBS]);
-            for (j, (x, w)) in subs.iter().zip(w.as_chunks::<LEN>().0).enumerate() {
-                let Affine { scale, min, factor, offset } = search_affine(x, w, search);
-                (scales[j], mins[j], sums[j]) = (scale, min, sum(w));
-                factor.store(&mut found.factors[j]);
-                offset.store(&mut found.offsets[j]);
+            let pairs = subs.as_chunks::<TOGETHER>().0.iter().zip(w.as_chunks::<LEN>().0.as_chunks().0);
+            for (n, (x, w)) in pairs.enumerate() {
+                let affine = search_affine(&points(x, w), search);
+                for k in 0..TOGETHER {
+                    let j = n * TOGETHER + k;
+                    (scales[j], mins[j], sums[j]) = (affine.scale.0[k], affine.min.0[k], sum(&w[k]));
+                    affine.factor.0[k].store(&mut found.factors[j]);
+                    affine.offset.0[k].store(&mut found.offsets[j]);
+                }
             }
 
             let Found { scale_levels, min_levels, .. } = &mut found;

@@ -28,7 +28,7 @@ impl Kernel for Encoder<'_> {
     fn run<V: Lanes>(self) {
         let dst = self.dst.as_chunks_mut::<BYTES>().0;
         for (x, out) in self.src.as_chunks::<32>().0.iter().zip(dst) {
-            let scale = largest_magnitude(x) / 127.0;
+            let scale = largest_magnitude::<V>(x) / 127.0;
             let factor = V::splat(if scale != 0.0 { 1.0 / scale } else { 0.0 });
             out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
             for i in (0..32).step_by(V::N) {
@@ -40,12 +40,12 @@ impl Kernel for Encoder<'_> {
 
 /// The largest magnitude of some numbers.
 #[inline(always)]
-pub(super) fn largest_magnitude<const L: usize>(x: &[f32; L]) -> f32 {
-    let mut bits = 0;
-    for v in x {
-        bits = bits.max(v.to_bits() & 0x7fff_ffff);
+pub(super) fn largest_magnitude<V: Lanes>(x: &[f32]) -> f32 {
+    let mut largest = V::splat(0.0);
+    for i in (0..x.len()).step_by(V::N) {
+        largest = V::load(&x[i..]).abs().max(largest);
     }
-    f32::from_bits(bits)
+    largest.largest()
 }
 
 /// Decodes one block (`dequantize_row_q8_0`).

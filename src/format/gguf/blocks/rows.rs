@@ -1,6 +1,6 @@
 //! What an encoder reads: whole rows of weights, and how much each column matters.
 
-use super::lanes::{Lanes, MAX_LANES};
+use super::lanes::{Floats, Lanes, MAX_LANES};
 
 /// Rows of weights, one after the other, with one importance per column where it is known.
 #[derive(Clone, Copy)]
@@ -28,11 +28,8 @@ impl Rows<'_> {
     #[inline(always)]
     pub(super) fn group(&self, first: usize, lanes: usize, block_len: usize) -> Group {
         let blocks = self.src.len() / block_len;
-        let mut group = Group {
-            used: lanes.min(blocks - first),
-            starts: [0; MAX_LANES],
-            columns: [0; MAX_LANES],
-        };
+        let mut group =
+            Group { used: lanes.min(blocks - first), starts: [0; MAX_LANES], columns: [0; MAX_LANES] };
         let mut column = first * block_len % self.n_per_row;
         for s in 0..lanes {
             if s < group.used {
@@ -79,7 +76,7 @@ impl Rows<'_> {
 /// The importance of each weight as most encoders use it: `importance * sqrt(sigma2 + x * x)`. `weights` holds the
 /// importance on entry and the product on return.
 #[inline(always)]
-pub(super) fn scale_importance<V: Lanes>(weights: &mut [V], x: &[V], sigma2: V) {
+pub(super) fn scale_importance<V: Floats>(weights: &mut [V], x: &[V], sigma2: V) {
     for (w, &x) in weights.iter_mut().zip(x) {
         *w = *w * (sigma2 + x * x).sqrt();
     }
@@ -87,7 +84,7 @@ pub(super) fn scale_importance<V: Lanes>(weights: &mut [V], x: &[V], sigma2: V) 
 
 /// Sum from the first to the last.
 #[inline(always)]
-pub(super) fn sum<V: Lanes>(v: &[V]) -> V {
+pub(super) fn sum<V: Floats>(v: &[V]) -> V {
     let mut sum = V::splat(0.0);
     for &v in v {
         sum = sum + v;
@@ -97,7 +94,7 @@ pub(super) fn sum<V: Lanes>(v: &[V]) -> V {
 
 /// Sum of squares from the first to the last.
 #[inline(always)]
-pub(super) fn sum_of_squares<V: Lanes>(v: &[V]) -> V {
+pub(super) fn sum_of_squares<V: Floats>(v: &[V]) -> V {
     let mut sum = V::splat(0.0);
     for &v in v {
         sum = sum + v * v;

@@ -1,6 +1,6 @@
 //! Search for levels and scale of a block of Q3_K, one level after the other.
 
-use super::lanes::Lanes;
+use super::lanes::Floats;
 use super::search_qx::{ZERO_BELOW, extreme};
 
 /// Scale and levels that maximise the fit to `x`, each weight counting with its square. Starts from plain rounding
@@ -8,7 +8,7 @@ use super::search_qx::{ZERO_BELOW, extreme};
 /// Levels are `-levels..levels` and come back shifted by `levels`; a zero block has scale and shifted levels of zero.
 /// Follows `make_q3_quants` with `do_rmse`.
 #[inline(always)]
-pub(super) fn search_levels<V: Lanes, const L: usize>(x: &[V; L], levels: i32, out: &mut [V; L]) -> V {
+pub(super) fn search_levels<V: Floats, const L: usize>(x: &[V; L], levels: i32, out: &mut [V; L]) -> V {
     let zero = V::splat(0.0);
     let (magnitude, max) = extreme(x);
     let is_zero = magnitude.lt(V::splat(ZERO_BELOW));
@@ -27,7 +27,7 @@ pub(super) fn search_levels<V: Lanes, const L: usize>(x: &[V; L], levels: i32, o
 
     for _ in 0..5 {
         // A lane that changes nothing changes nothing in the next round either, so the lanes stop together.
-        let mut changed = false;
+        let mut changed = zero.gt(zero);
         for i in 0..L {
             let lx = sum_lx - wx[i] * out[i];
             let l2 = sum_l2 - w[i] * out[i] * out[i];
@@ -40,9 +40,9 @@ pub(super) fn search_levels<V: Lanes, const L: usize>(x: &[V; L], levels: i32, o
             out[i] = V::select(better, l, out[i]);
             sum_lx = V::select(better, lx, sum_lx);
             sum_l2 = V::select(better, l2, sum_l2);
-            changed |= V::any(better);
+            changed = V::or(changed, better);
         }
-        if !changed {
+        if !V::any(changed) {
             break;
         }
     }

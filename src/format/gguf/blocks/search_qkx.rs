@@ -1,6 +1,7 @@
 //! Search for scale and minimum of a block: `x ~ scale * level + minimum`, levels from 0 on.
 
-use super::lanes::Lanes;
+use super::lanes::Floats;
+use super::wide::Wide;
 
 /// How a search goes about it.
 #[derive(Clone, Copy)]
@@ -24,6 +25,28 @@ impl AffineSearch {
     }
 }
 
+/// One weight of each block, and what it counts. The two are side by side because arrays of their own, a multiple of 4096
+/// bytes apart from the array of the levels, would have the processor take reads of them for reads of levels.
+#[derive(Clone, Copy)]
+pub(super) struct Point<V> {
+    pub(super) x: V,
+    pub(super) w: V,
+}
+
+/// The points of `K` blocks side by side.
+#[inline(always)]
+pub(super) fn points<V: Floats, const L: usize, const K: usize>(
+    x: &[[V; L]; K],
+    w: &[[V; L]; K],
+) -> [Point<Wide<V, K>>; L] {
+    let (x, w) = (Wide::join(x), Wide::join(w));
+    let mut points = [Point { x: x[0], w: w[0] }; L];
+    for (point, (&x, &w)) in points.iter_mut().zip(x.iter().zip(&w)) {
+        *point = Point { x, w };
+    }
+    points
+}
+
 /// What the search found, one block per lane.
 #[derive(Clone, Copy)]
 pub(super) struct Affine<V> {
@@ -41,17 +64,20 @@ pub(super) struct Affine<V> {
 /// Scale and minimum that minimise the weighted error: each try rounds with another factor and fits a line to the levels
 /// that this gives. Follows `make_qkx2_quants` and `make_qkx3_quants`, which differ in their constants only.
 #[inline(always)]
-pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], search: AffineSearch) -> Affine<V> {
+pub(super) fn search_affine<V: Floats, const L: usize>(
+    points: &[Point<V>; L],
+    search: AffineSearch,
+) -> Affine<V> {
     let AffineSearch { max_level, magnitude, .. } = search;
     let zero = V::splat(0.0);
-    let (mut min, mut max) = (x[0], x[0]);
-    let mut sum_w = w[0];
-    let mut sum_x = w[0] * x[0];
-    for i in 1..L {
-        min = x[i].min(min);
-        max = x[i].max(max);
-        sum_w = sum_w + w[i];
-        sum_x = sum_x + w[i] * x[i];
+    let Point { x, w } = points[0];
+    let (mut min, mut max) = (x, x);
+    let (mut sum_w, mut sum_x) = (w, w * x);
+    for &Point { x, w } in &points[1..] {
+        min = x.min(min);
+        max = x.max(max);
+        sum_w = sum_w + w;
+        sum_x = sum_x + w * x;
     }
     min = V::select(min.gt(zero), zero, min);
     let first_min = min;
@@ -63,39 +89,29 @@ pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], se
     let mut offset = min;
     let mut scale = V::splat(1.0) / factor;
     let mut best = zero;
-    for i in 0..L {
-        let l = V::from_int((factor * (x[i] - min)).nearest_within(0, max_level));
-        best = best + w[i] * cost(scale * l + min - x[i], magnitude);
+    for &Point { x, w } in points {
+        let l = V::from_int((factor * (x - min)).nearest_within(0, max_level));
+        best = best + w * cost(scale * l + min - x, magnitude);
     }
 
-    let mut levels = [zero; L];
     for step in 0..=search.steps {
-        let tried = V::splat(search.first + search.step * step as f32 + max_level as f32) / (max - min);
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
-        for i in 0..L {
-            let l = V::from_int((tried * (x[i] - min)).nearest_within(0, max_level));
-            levels[i] = l;
-            let wl = w[i] * l;
-            sum_l = sum_l + wl;
-            sum_l2 = sum_l2 + wl * l;
-            sum_xl = sum_xl + wl * x[i];
-        }
-        let det = sum_w * sum_l2 - sum_l * sum_l;
-        let fitted_scale = (sum_w * sum_xl - sum_x * sum_l) / det;
-        let fitted_min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
-        let above = fitted_min.gt(zero);
-        let fitted_min = V::select(above, zero, fitted_min);
-        let fitted_scale = V::select(above, sum_xl / sum_l2, fitted_scale);
-        let mut error = zero;
-        for i in 0..L {
-            error = error + w[i] * cost(fitted_scale * levels[i] + fitted_min - x[i], magnitude);
-        }
-        let better = V::and(det.gt(zero), error.lt(best));
-        best = V::select(better, error, best);
-        scale = V::select(better, fitted_scale, scale);
+        let range = max - min;
+        let tried = V::splat(search.first + search.step * step as f32 + max_level as f32) / range;
+        // Where numbers are so small, so large or so far off that a level might be beyond what rounds well.
+        let (small, large) = (range.lt(V::splat(1e-30)), range.gt(V::splat(1e30)));
+        let far = (first_min - min).abs().gt(range * V::splat(1e4));
+        let wild = V::any(V::and(uneven, V::or(V::or(small, large), far)));
+        let fit = if wild {
+            fit::<V, L, true>(points, (sum_x, sum_w), tried, min, search)
+        } else {
+            fit::<V, L, false>(points, (sum_x, sum_w), tried, min, search)
+        };
+        let better = V::and(fit.valid, fit.error.lt(best));
+        best = V::select(better, fit.error, best);
+        scale = V::select(better, fit.scale, scale);
         factor = V::select(better, tried, factor);
         offset = V::select(better, min, offset);
-        min = V::select(better, fitted_min, min);
+        min = V::select(better, fit.min, min);
     }
 
     Affine {
@@ -106,7 +122,53 @@ pub(super) fn search_affine<V: Lanes, const L: usize>(x: &[V; L], w: &[V; L], se
     }
 }
 
+/// A line fitted to levels.
+struct Fit<V: Floats> {
+    valid: V::Mask,
+    scale: V,
+    min: V,
+    error: V,
+}
+
+/// Fits a line to the levels that a factor gives. `EXACT` is for arguments of any size.
 #[inline(always)]
-fn cost<V: Lanes>(diff: V, magnitude: bool) -> V {
+fn fit<V: Floats, const L: usize, const EXACT: bool>(
+    points: &[Point<V>; L],
+    (sum_x, sum_w): (V, V),
+    factor: V,
+    offset: V,
+    search: AffineSearch,
+) -> Fit<V> {
+    let zero = V::splat(0.0);
+    let mut levels = [zero; L];
+    let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+    for (&Point { x, w }, level) in points.iter().zip(&mut levels) {
+        let scaled = factor * (x - offset);
+        let l = if EXACT {
+            V::from_int(scaled.nearest_within(0, search.max_level))
+        } else {
+            scaled.round_within(0, search.max_level)
+        };
+        *level = l;
+        let wl = w * l;
+        sum_l = sum_l + wl;
+        sum_l2 = sum_l2 + wl * l;
+        sum_xl = sum_xl + wl * x;
+    }
+    let det = sum_w * sum_l2 - sum_l * sum_l;
+    let scale = (sum_w * sum_xl - sum_x * sum_l) / det;
+    let min = (sum_l2 * sum_x - sum_l * sum_xl) / det;
+    let above = min.gt(zero);
+    let min = V::select(above, zero, min);
+    let scale = V::select(above, sum_xl / sum_l2, scale);
+    let mut error = zero;
+    for (&Point { x, w }, &level) in points.iter().zip(&levels) {
+        error = error + w * cost(scale * level + min - x, search.magnitude);
+    }
+    Fit { valid: det.gt(zero), scale, min, error }
+}
+
+#[inline(always)]
+fn cost<V: Floats>(diff: V, magnitude: bool) -> V {
     if magnitude { diff.abs() } else { diff * diff }
 }

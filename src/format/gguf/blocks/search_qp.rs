@@ -1,12 +1,12 @@
 //! Search for the scale of the scales: `x ~ scale * level` where nothing is expected to be negative.
 
-use super::lanes::Lanes;
+use super::lanes::Floats;
 use super::search_qx::ZERO_BELOW;
 
 /// Scale of up to `max_level` steps and the bytes that stand for `x`, minimising the weighted squared error. Follows
 /// `make_qp_quants`; a level is kept as the byte that it is there, so a negative `x` wraps as it does there.
 #[inline(always)]
-pub(super) fn search_positive<V: Lanes, const L: usize>(
+pub(super) fn search_positive<V: Floats, const L: usize>(
     x: &[V; L],
     w: &[V; L],
     max_level: i32,
@@ -57,7 +57,7 @@ pub(super) fn search_positive<V: Lanes, const L: usize>(
     }
     for _ in 0..5 {
         // A lane that changes nothing changes nothing in the next round either, so the lanes stop together.
-        let mut changed = false;
+        let mut changed = zero.gt(zero);
         for i in 0..L {
             let wx = w[i] * x[i];
             let lx = sum_lx - wx * out[i];
@@ -71,9 +71,9 @@ pub(super) fn search_positive<V: Lanes, const L: usize>(
             out[i] = V::select(better, V::from_int(V::int_and(level, byte)), out[i]);
             sum_lx = V::select(better, lx, sum_lx);
             sum_l2 = V::select(better, l2, sum_l2);
-            changed |= V::any(better);
+            changed = V::or(changed, better);
         }
-        if !changed {
+        if !V::any(changed) {
             break;
         }
     }

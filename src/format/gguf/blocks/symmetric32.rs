@@ -41,7 +41,7 @@ impl<const BITS: u32> Kernel for Plain<'_, BITS> {
         let half = (1 << (BITS - 1)) as f32;
         let dst = self.dst.chunks_exact_mut(2 + level_bytes(BITS));
         for (x, out) in self.src.as_chunks::<32>().0.iter().zip(dst) {
-            let scale = first_extreme(x) / -half;
+            let scale = first_extreme::<V>(x) / -half;
             let factor = V::splat(if scale != 0.0 { 1.0 / scale } else { 0.0 });
             let mut levels = [0; 32];
             for i in (0..32).step_by(V::N) {
@@ -56,19 +56,23 @@ impl<const BITS: u32> Kernel for Plain<'_, BITS> {
 
 /// The value of largest magnitude, the first one where several have it.
 #[inline(always)]
-fn first_extreme(x: &[f32; 32]) -> f32 {
-    // As integers the bits of positive floats are ordered as the floats, and so are those of the negative ones by
-    // their magnitude.
-    let (mut top, mut bottom) = (0i32, 0x8000_0000u32);
-    for v in x {
-        top = top.max(v.to_bits() as i32);
-        bottom = bottom.max(v.to_bits());
+fn first_extreme<V: Lanes>(x: &[f32; 32]) -> f32 {
+    let (smallest, largest) = extremes::<V>(x);
+    if largest != -smallest {
+        return if largest > -smallest { largest } else { smallest };
     }
-    let (positive, negative) = (top as u32, bottom & 0x7fff_ffff);
-    if positive == negative {
-        return x.iter().copied().find(|v| v.abs().to_bits() == positive && positive != 0).unwrap_or(0.0);
+    x.iter().copied().find(|v| v.abs() == largest && largest != 0.0).unwrap_or(0.0)
+}
+
+/// Minimum and maximum; of zeros they may be any.
+#[inline(always)]
+pub(super) fn extremes<V: Lanes>(x: &[f32; 32]) -> (f32, f32) {
+    let (mut smallest, mut largest) = (V::load(x), V::load(x));
+    for i in (V::N..32).step_by(V::N) {
+        smallest = V::load(&x[i..]).min(smallest);
+        largest = V::load(&x[i..]).max(largest);
     }
-    f32::from_bits(if positive > negative { positive } else { bottom })
+    (smallest.smallest(), largest.largest())
 }
 
 struct Searching<'a, const BITS: u32> {
@@ -112,11 +116,11 @@ impl<const BITS: u32> Kernel for Searching<'_, BITS> {
 #[inline(always)]
 pub(super) fn pack_levels<const BITS: u32>(levels: &[u8; 32], out: &mut [u8]) {
     if BITS == 5 {
-        let mut high = 0u32;
-        for (i, &level) in levels.iter().enumerate() {
-            high |= u32::from(level >> 4 & 1) << i;
+        for (levels, high) in levels.as_chunks::<8>().0.iter().zip(&mut out[..4]) {
+            // The product moves the lowest bit of byte `i` to bit `56 + i`.
+            let bits = u64::from_le_bytes(*levels) >> 4 & 0x0101_0101_0101_0101;
+            *high = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
         }
-        out[..4].copy_from_slice(&high.to_le_bytes());
         pack_block(levels, &mut out[4..]);
     } else {
         pack_block(levels, out);

@@ -37,7 +37,7 @@ impl<const T: u32> Kernel for Encoder<'_, T> {
         let level_bytes = if T == 1 { 52 } else { 64 };
         let dst = self.dst.chunks_exact_mut(level_bytes + 2);
         for (x, out) in self.src.as_chunks::<QK_K>().0.iter().zip(dst) {
-            let scale = largest_magnitude(x);
+            let scale = largest_magnitude::<V>(x);
             let factor = V::splat(if scale != 0.0 { 1.0 / scale } else { 0.0 });
             let mut levels = [0; QK_K];
             for i in (0..QK_K).step_by(V::N) {

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::lanes::{Lanes, MAX_LANES};
+use super::lanes::{Floats, Lanes, MAX_LANES};
 
 /// Sixteen floats in an AVX-512 register.
 #[derive(Clone, Copy)]
@@ -59,14 +59,14 @@ impl F32x16 {
             // Quarter q of u[4 * i + k] is column 4 * q + k of the rows 4 * i..4 * i + 4.
             let mut u = t;
             for i in 0..4 {
-                let [a, b, c, d] =
-                    [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|v| _mm512_castps_pd(v));
+                let (a, b) = (_mm512_castps_pd(t[4 * i]), _mm512_castps_pd(t[4 * i + 1]));
+                let (c, d) = (_mm512_castps_pd(t[4 * i + 2]), _mm512_castps_pd(t[4 * i + 3]));
                 u[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
                 u[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
                 u[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
                 u[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
             }
-            let mut out = r.map(F32x16);
+            let mut out = [F32x16(r[0]); 16];
             for k in 0..4 {
                 let even_low = _mm512_shuffle_f32x4::<0x88>(u[k], u[4 + k]);
                 let even_high = _mm512_shuffle_f32x4::<0x88>(u[8 + k], u[12 + k]);
@@ -82,8 +82,7 @@ impl F32x16 {
     }
 }
 
-impl Lanes for F32x16 {
-    const N: usize = 16;
+impl Floats for F32x16 {
     type Int = __m512i;
     type Mask = __mmask16;
 
@@ -103,7 +102,6 @@ impl Lanes for F32x16 {
         }
         fn int(v: i32) -> __m512i { _mm512_set1_epi32(v) }
         fn bits(self: F32x16) -> __m512i { _mm512_castps_si512(self.0) }
-        fn from_bits(bits: __m512i) -> F32x16 { F32x16(_mm512_castsi512_ps(bits)) }
         fn int_and(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }
         fn int_sub(a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
         fn int_min(a: __m512i, b: __m512i) -> __m512i { _mm512_min_epi32(a, b) }
@@ -118,9 +116,18 @@ impl Lanes for F32x16 {
     }
 
     #[inline(always)]
+    fn or(a: __mmask16, b: __mmask16) -> __mmask16 {
+        a | b
+    }
+
+    #[inline(always)]
     fn any(mask: __mmask16) -> bool {
         mask != 0
     }
+}
+
+impl Lanes for F32x16 {
+    const N: usize = 16;
 
     #[inline(always)]
     fn load(src: &[f32]) -> F32x16 {
@@ -141,6 +148,18 @@ impl Lanes for F32x16 {
         let dst = &mut dst[..16];
         // SAFETY: the instruction set is there (module docs), and so are 16 bytes.
         unsafe { _mm_storeu_si128(dst.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)) }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the instruction set is there (module docs); values alone.
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+
+    #[inline(always)]
+    fn smallest(self) -> f32 {
+        // SAFETY: the instruction set is there (module docs); values alone.
+        unsafe { _mm512_reduce_min_ps(self.0) }
     }
 
     #[inline(always)]
@@ -176,14 +195,14 @@ impl F32x8 {
             // Half q of u[4 * i + k] is column 4 * q + k of the rows 4 * i..4 * i + 4.
             let mut u = t;
             for i in 0..2 {
-                let [a, b, c, d] =
-                    [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]].map(|v| _mm256_castps_pd(v));
+                let (a, b) = (_mm256_castps_pd(t[4 * i]), _mm256_castps_pd(t[4 * i + 1]));
+                let (c, d) = (_mm256_castps_pd(t[4 * i + 2]), _mm256_castps_pd(t[4 * i + 3]));
                 u[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
                 u[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
                 u[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
                 u[4 * i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
             }
-            let mut out = r.map(F32x8);
+            let mut out = [F32x8(r[0]); 8];
             for k in 0..4 {
                 out[k] = F32x8(_mm256_permute2f128_ps::<0x20>(u[k], u[4 + k]));
                 out[4 + k] = F32x8(_mm256_permute2f128_ps::<0x31>(u[k], u[4 + k]));
@@ -193,8 +212,7 @@ impl F32x8 {
     }
 }
 
-impl Lanes for F32x8 {
-    const N: usize = 8;
+impl Floats for F32x8 {
     type Int = __m256i;
     type Mask = __m256;
 
@@ -210,13 +228,13 @@ impl Lanes for F32x8 {
         fn lt(self: F32x8, other: F32x8) -> __m256 { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) }
         fn ne(self: F32x8, other: F32x8) -> __m256 { _mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, other.0) }
         fn and(a: __m256, b: __m256) -> __m256 { _mm256_and_ps(a, b) }
+        fn or(a: __m256, b: __m256) -> __m256 { _mm256_or_ps(a, b) }
         fn any(mask: __m256) -> bool { _mm256_movemask_ps(mask) != 0 }
         fn select(mask: __m256, yes: F32x8, no: F32x8) -> F32x8 {
             F32x8(_mm256_blendv_ps(no.0, yes.0, mask))
         }
         fn int(v: i32) -> __m256i { _mm256_set1_epi32(v) }
         fn bits(self: F32x8) -> __m256i { _mm256_castps_si256(self.0) }
-        fn from_bits(bits: __m256i) -> F32x8 { F32x8(_mm256_castsi256_ps(bits)) }
         fn int_and(a: __m256i, b: __m256i) -> __m256i { _mm256_and_si256(a, b) }
         fn int_sub(a: __m256i, b: __m256i) -> __m256i { _mm256_sub_epi32(a, b) }
         fn int_min(a: __m256i, b: __m256i) -> __m256i { _mm256_min_epi32(a, b) }
@@ -224,6 +242,10 @@ impl Lanes for F32x8 {
         fn from_int(v: __m256i) -> F32x8 { F32x8(_mm256_cvtepi32_ps(v)) }
         fn trunc(self: F32x8) -> __m256i { _mm256_cvttps_epi32(self.0) }
     }
+}
+
+impl Lanes for F32x8 {
+    const N: usize = 8;
 
     #[inline(always)]
     fn load(src: &[f32]) -> F32x8 {
@@ -249,6 +271,26 @@ impl Lanes for F32x8 {
         };
         dst[..4].copy_from_slice(&low.to_le_bytes());
         dst[4..8].copy_from_slice(&high.to_le_bytes());
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: the instruction set is there (module docs); values alone.
+        unsafe {
+            let v = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+
+    #[inline(always)]
+    fn smallest(self) -> f32 {
+        // SAFETY: the instruction set is there (module docs); values alone.
+        unsafe {
+            let v = _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let v = _mm_min_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_min_ss(v, _mm_movehdup_ps(v)))
+        }
     }
 
     #[inline(always)]
