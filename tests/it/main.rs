@@ -1,5 +1,11 @@
 //! Tests of the whole program.
 
+/// What can be wrong with a configuration, a tokenizer, an option or an output.
+mod bad_config;
+/// What can be wrong with weights.
+mod bad_input;
+/// Models that the tests write or change.
+mod checkpoint;
 /// An independent parser of what the program writes.
 mod gguf_file;
 /// Digests of llama.cpp's own files.
@@ -14,5 +20,7 @@ mod hub_server;
 mod imatrix;
 /// The same bytes, however the work is done.
 mod same_bytes;
+/// The same weights in several shards or another type.
+mod sources;
 /// What the tests share.
 mod support;
