@@ -6,6 +6,8 @@ mod bad_config;
 mod bad_input;
 /// Models that the tests write or change.
 mod checkpoint;
+/// What each command and option does and prints.
+mod commands;
 /// An independent parser of what the program writes.
 mod gguf_file;
 /// Digests of llama.cpp's own files.
@@ -18,6 +20,10 @@ mod hub;
 mod hub_server;
 /// Importance matrices that llama-imatrix wrote, and damaged ones.
 mod imatrix;
+/// Signals in the middle of the work.
+mod interrupt;
+/// Options of `quantize` that change what is written.
+mod options;
 /// The same bytes, however the work is done.
 mod same_bytes;
 /// The same weights in several shards or another type.
