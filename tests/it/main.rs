@@ -12,6 +12,8 @@ mod commands;
 mod gguf_file;
 /// Digests of llama.cpp's own files.
 mod golden;
+/// GGUF files that lie.
+mod hostile_gguf;
 /// Downloads from a Hub on this machine.
 #[cfg(feature = "hub")]
 mod hub;
@@ -24,6 +26,10 @@ mod imatrix;
 mod interrupt;
 /// Options of `quantize` that change what is written.
 mod options;
+/// Random small models.
+mod property;
+/// Another project's reader.
+mod readers;
 /// The same bytes, however the work is done.
 mod same_bytes;
 /// The same weights in several shards or another type.
