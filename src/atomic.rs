@@ -25,12 +25,13 @@ impl AtomicFile {
     /// # Errors
     /// `Usage` if `target` exists and `force` is off, `Resources` if the disk has no room for `size` bytes.
     pub fn create(target: &Path, size: u64, force: bool) -> Result<AtomicFile> {
-        let name = target.file_name().ok_or_else(|| {
-            Error::new(Kind::Usage, format!("output '{}' names no file", target.display()))
-        })?;
+        let name = target
+            .file_name()
+            .ok_or_else(|| Error::new(Kind::Usage, format!("output '{}' names no file", target.display())))?;
         let dir = directory(target);
         let unwritable = |e| {
-            Error::io(format!("cannot write to {}", dir.display()), e).hint("Choose another place with --output-dir.")
+            Error::io(format!("cannot write to {}", dir.display()), e)
+                .hint("Choose another place with --output-dir.")
         };
         fs::create_dir_all(dir).map_err(unwritable)?;
         refuse_existing(target, force)?;
@@ -59,14 +60,18 @@ impl AtomicFile {
 
     /// Flushes the file to the disk.
     pub fn sync(&self) -> Result<()> {
-        self.temp.as_file().sync_all().map_err(|e| Error::io(format!("cannot flush {}", self.target.display()), e))
+        self.temp
+            .as_file()
+            .sync_all()
+            .map_err(|e| Error::io(format!("cannot flush {}", self.target.display()), e))
     }
 
     /// Gives the file, which must have been synced, its name, and makes that last too.
     pub fn commit(self) -> Result<()> {
         let AtomicFile { temp, target, force } = self;
         if force {
-            temp.persist(&target).map_err(|e| Error::io(format!("cannot rename to {}", target.display()), e.error))?;
+            temp.persist(&target)
+                .map_err(|e| Error::io(format!("cannot rename to {}", target.display()), e.error))?;
         } else {
             temp.persist_noclobber(&target).map_err(|e| match e.error.kind() {
                 io::ErrorKind::AlreadyExists => exists(&target),
@@ -82,8 +87,10 @@ impl AtomicFile {
 /// Refuses an output that exists unless it may be overwritten. A directory is never overwritten by a file.
 pub fn refuse_existing(target: &Path, force: bool) -> Result<()> {
     match fs::symlink_metadata(target) {
-        Ok(meta) if meta.is_dir() => Err(Error::new(Kind::Usage, format!("output {} is a directory", target.display()))
-            .hint("Choose another name with --output-name.")),
+        Ok(meta) if meta.is_dir() => {
+            Err(Error::new(Kind::Usage, format!("output {} is a directory", target.display()))
+                .hint("Choose another name with --output-name."))
+        }
         Ok(_) if !force => Err(exists(target)),
         _ => Ok(()),
     }

@@ -45,7 +45,8 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
 
 fn check(config: &Config, hyper: &Hyper) -> Result<Vec<String>> {
     if hyper.rope.scaling != super::hyper::RopeScaling::None || hyper.rope.theta != 10000.0 {
-        return Err(config.unsupported("rope_theta", "llama.cpp computes Gemma 2 with a rope base of 10000, unscaled"));
+        return Err(config
+            .unsupported("rope_theta", "llama.cpp computes Gemma 2 with a rope base of 10000, unscaled"));
     }
     if hyper.sliding_window.is_none() || hyper.attn_softcap.is_none() || hyper.final_softcap.is_none() {
         return Err(Error::new(
@@ -58,18 +59,28 @@ fn check(config: &Config, hyper: &Hyper) -> Result<Vec<String>> {
 
 /// What llama.cpp fixes for Gemma 2 and 3: the scale of the scores, and which layers have a window (all but the last of
 /// every `period`). The 27B models, told by their number of layers, scale by `hidden / heads` instead of the head length.
-pub(super) fn check_attention(config: &Config, hyper: &Hyper, period: usize, layers_27b: usize) -> Result<Vec<String>> {
+pub(super) fn check_attention(
+    config: &Config,
+    hyper: &Hyper,
+    period: usize,
+    layers_27b: usize,
+) -> Result<Vec<String>> {
     let scale = config.opt_usize("query_pre_attn_scalar")?.unwrap_or(hyper.head_dim);
     let expected = if hyper.layers == layers_27b { hyper.hidden / hyper.heads } else { hyper.head_dim };
     if scale != expected {
-        return Err(config.unsupported("query_pre_attn_scalar", &format!("llama.cpp scales the scores by {expected} here")));
+        return Err(config.unsupported(
+            "query_pre_attn_scalar",
+            &format!("llama.cpp scales the scores by {expected} here"),
+        ));
     }
     if config.get("use_bidirectional_attention").is_some_and(|v| v.as_bool() != Some(false)) {
         return Err(config.unsupported("use_bidirectional_attention", "only causal attention is supported"));
     }
     for key in ["sliding_window_pattern", "_sliding_window_pattern"] {
         if config.opt_usize(key)?.is_some_and(|p| p != period) {
-            return Err(config.unsupported(key, &format!("llama.cpp computes this family with a period of {period}")));
+            return Err(
+                config.unsupported(key, &format!("llama.cpp computes this family with a period of {period}"))
+            );
         }
     }
     if let Some(list) = config.get("layer_types").and_then(|v| v.as_array()) {
@@ -77,7 +88,10 @@ pub(super) fn check_attention(config: &Config, hyper: &Hyper, period: usize, lay
             kind.as_str() == Some(if (i + 1) % period == 0 { "full_attention" } else { "sliding_attention" })
         });
         if !fits {
-            return Err(config.unsupported("layer_types", &format!("llama.cpp expects full attention in every {period}th layer")));
+            return Err(config.unsupported(
+                "layer_types",
+                &format!("llama.cpp expects full attention in every {period}th layer"),
+            ));
         }
     }
     config.get("cache_implementation");

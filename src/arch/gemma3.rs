@@ -22,7 +22,12 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     activations: &["gelu_pytorch_tanh"],
     ropes: RopeKinds::COMMON,
     tensors: &[TRUNK, HEAD, SANDWICH_NORMS, ATTENTION, QK_NORM, FEED_FORWARD],
-    left_out: &["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."],
+    left_out: &[
+        "vision_tower.",
+        "multi_modal_projector.",
+        "model.vision_tower.",
+        "model.multi_modal_projector.",
+    ],
     norm_offset: 1.0,
     interleave_rope: false,
     keys: &[

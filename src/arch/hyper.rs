@@ -49,7 +49,9 @@ pub struct Rope {
 #[allow(missing_docs)]
 pub enum RopeScaling {
     None,
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     Yarn {
         factor: f64,
         original_context: usize,
@@ -59,9 +61,18 @@ pub enum RopeScaling {
         beta_slow: Option<f64>,
     },
     /// Llama 3.1's frequency bands.
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_context: usize },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_context: usize,
+    },
     /// Phi-3's factors per frequency.
-    LongRope { short: Vec<f64>, long: Vec<f64>, original_context: usize },
+    LongRope {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        original_context: usize,
+    },
 }
 
 /// Which scalings a family can express.
@@ -89,28 +100,39 @@ impl Hyper {
         let heads = config.usize("num_attention_heads")?;
         let kv_heads = config.opt_usize("num_key_value_heads")?.unwrap_or(heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return Err(config.wrong("num_key_value_heads", &format!("a divisor of num_attention_heads ({heads})")));
+            return Err(
+                config.wrong("num_key_value_heads", &format!("a divisor of num_attention_heads ({heads})"))
+            );
         }
         let stated = config.opt_usize("head_dim")?;
         let head_dim = match stated {
             Some(0) => return Err(config.wrong("head_dim", "a whole number above 0")),
             Some(n) => n,
             None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => return Err(config.wrong("hidden_size", &format!("a multiple of num_attention_heads ({heads})"))),
+            None => {
+                return Err(
+                    config.wrong("hidden_size", &format!("a multiple of num_attention_heads ({heads})"))
+                );
+            }
         };
         if !head_dim.is_multiple_of(2) {
             return Err(config.wrong("head_dim", "even, for rotary embeddings"));
         }
         for key in ["hidden_act", "hidden_activation"] {
-            if let Some(act) = config.opt_str(key)? {
-                if !spec.activations.contains(&act) {
-                    return Err(config.unsupported(key, &format!("this family is computed with {}", spec.activations[0])));
-                }
+            if let Some(act) = config.opt_str(key)?
+                && !spec.activations.contains(&act)
+            {
+                return Err(
+                    config.unsupported(key, &format!("this family is computed with {}", spec.activations[0]))
+                );
             }
         }
         if config.get("quantization_config").is_some() {
-            return Err(Error::new(Kind::Unsupported, "the model is quantized already (`quantization_config` in config.json)")
-                .hint("Quantize from the original 16-bit checkpoint."));
+            return Err(Error::new(
+                Kind::Unsupported,
+                "the model is quantized already (`quantization_config` in config.json)",
+            )
+            .hint("Quantize from the original 16-bit checkpoint."));
         }
         if config.get("is_causal").is_some_and(|v| v != &Value::Bool(true)) {
             return Err(config.unsupported("is_causal", "only causal language models are supported"));
@@ -175,7 +197,8 @@ fn read_rope(config: &Config, spec: &ArchSpec) -> Result<(Rope, Option<f64>)> {
             },
         }
     };
-    let need = |name: &str| number(name)?.ok_or_else(|| config.wrong(key, &format!("an object with `{name}`")));
+    let need =
+        |name: &str| number(name)?.ok_or_else(|| config.wrong(key, &format!("an object with `{name}`")));
 
     let theta = match number("rope_theta")? {
         Some(theta) => theta,
@@ -184,10 +207,9 @@ fn read_rope(config: &Config, spec: &ArchSpec) -> Result<(Rope, Option<f64>)> {
     config.get("rope_theta");
     let local = config.opt_f64("rope_local_base_freq")?;
     let theta_swa = sliding.and_then(|s| s.get("rope_theta")).and_then(Value::as_f64).or(local);
-    if let Some(kind) = sliding.and_then(|s| s.get("rope_type")).and_then(Value::as_str) {
-        if kind != "default" {
-            return Err(config.unsupported(key, "layers with a sliding window are computed without rope scaling"));
-        }
+    if sliding.and_then(|s| s.get("rope_type")).and_then(Value::as_str).is_some_and(|kind| kind != "default")
+    {
+        return Err(config.unsupported(key, "layers with a sliding window are computed without rope scaling"));
     }
     let partial = match number("partial_rotary_factor")? {
         Some(p) => p,
@@ -207,21 +229,36 @@ fn read_rope(config: &Config, spec: &ArchSpec) -> Result<(Rope, Option<f64>)> {
         }
     };
     config.get("original_max_position_embeddings");
-    let kind = full.get("rope_type").or_else(|| full.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let kind =
+        full.get("rope_type").or_else(|| full.get("type")).and_then(Value::as_str).unwrap_or("default");
     let known: &[&str] = match kind {
         "linear" => &["factor"],
-        "yarn" => &["factor", "extrapolation_factor", "attention_factor", "attn_factor", "beta_fast", "beta_slow", "finetuned"],
+        "yarn" => &[
+            "factor",
+            "extrapolation_factor",
+            "attention_factor",
+            "attn_factor",
+            "beta_fast",
+            "beta_slow",
+            "finetuned",
+        ],
         "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
         "longrope" | "su" => &["short_factor", "long_factor", "factor"],
         _ => &[],
     };
-    let always = ["rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings"];
+    let always =
+        ["rope_theta", "rope_type", "type", "partial_rotary_factor", "original_max_position_embeddings"];
     if let Some(fields) = full.as_object() {
         let odd = |(name, v): &(&String, &Value)| {
-            !v.is_null() && !v.is_object() && !always.contains(&name.as_str()) && !known.contains(&name.as_str())
+            !v.is_null()
+                && !v.is_object()
+                && !always.contains(&name.as_str())
+                && !known.contains(&name.as_str())
         };
         if let Some((name, _)) = fields.iter().find(odd) {
-            return Err(config.unsupported(key, &format!("`{name}` is not understood for rope type '{kind}'")));
+            return Err(
+                config.unsupported(key, &format!("`{name}` is not understood for rope type '{kind}'"))
+            );
         }
     }
     let scaling = match kind {
@@ -246,11 +283,21 @@ fn read_rope(config: &Config, spec: &ArchSpec) -> Result<(Rope, Option<f64>)> {
                 full.get(name)
                     .and_then(Value::as_array)
                     .and_then(|list| list.iter().map(Value::as_f64).collect())
-                    .ok_or_else(|| config.wrong(key, &format!("an object whose `{name}` is a list of numbers")))
+                    .ok_or_else(|| {
+                        config.wrong(key, &format!("an object whose `{name}` is a list of numbers"))
+                    })
             };
-            RopeScaling::LongRope { short: list("short_factor")?, long: list("long_factor")?, original_context: original()? }
+            RopeScaling::LongRope {
+                short: list("short_factor")?,
+                long: list("long_factor")?,
+                original_context: original()?,
+            }
         }
-        _ => return Err(config.unsupported(key, &format!("rope type '{kind}' is not supported for this family"))),
+        _ => {
+            return Err(
+                config.unsupported(key, &format!("rope type '{kind}' is not supported for this family"))
+            );
+        }
     };
     Ok((Rope { theta, partial, scaling }, theta_swa))
 }

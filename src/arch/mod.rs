@@ -78,9 +78,15 @@ impl Model {
         if !unread.is_empty() {
             return Err(Error::new(
                 Kind::Unsupported,
-                format!("config.json has keys that are not understood and may change the arithmetic: {}", unread.join(", ")),
+                format!(
+                    "config.json has keys that are not understood and may change the arithmetic: {}",
+                    unread.join(", ")
+                ),
             )
-            .hint(format!("If they do not matter, say so: {}", unread.iter().map(|k| format!("--ignore-config {k}")).collect::<Vec<_>>().join(" "))));
+            .hint(format!(
+                "If they do not matter, say so: {}",
+                unread.iter().map(|k| format!("--ignore-config {k}")).collect::<Vec<_>>().join(" ")
+            )));
         }
         Ok(Model { spec, hyper, config, warnings })
     }
@@ -88,7 +94,10 @@ impl Model {
 
 impl std::fmt::Debug for ArchSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ArchSpec").field("gguf", &self.gguf).field("classes", &self.classes).finish_non_exhaustive()
+        f.debug_struct("ArchSpec")
+            .field("gguf", &self.gguf)
+            .field("classes", &self.classes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -121,7 +130,8 @@ mod tests {
             c["rope_theta"] = json!(5e5);
             c["rope_scaling"] = json!({"type": "linear", "factor": 2});
         });
-        let new = read(|c| c["rope_parameters"] = json!({"rope_theta": 5e5, "rope_type": "linear", "factor": 2}));
+        let new =
+            read(|c| c["rope_parameters"] = json!({"rope_theta": 5e5, "rope_type": "linear", "factor": 2}));
         assert_eq!(old.unwrap().hyper.rope, new.unwrap().hyper.rope);
     }
 

@@ -17,17 +17,30 @@ const FUSED: &[TensorRule] = &[
         &[QueryKeyValue, Hidden],
         Use::Linear,
     ),
-    TensorRule::new("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight", &[Hidden, Query], Use::Linear),
-    TensorRule::new("model.layers.{}.mlp.gate_up_proj.weight", "blk.{}.ffn_up.weight", &[GateUp, Hidden], Use::Linear),
-    TensorRule::new("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight", &[Hidden, FeedForward], Use::Linear),
+    TensorRule::new(
+        "model.layers.{}.self_attn.o_proj.weight",
+        "blk.{}.attn_output.weight",
+        &[Hidden, Query],
+        Use::Linear,
+    ),
+    TensorRule::new(
+        "model.layers.{}.mlp.gate_up_proj.weight",
+        "blk.{}.ffn_up.weight",
+        &[GateUp, Hidden],
+        Use::Linear,
+    ),
+    TensorRule::new(
+        "model.layers.{}.mlp.down_proj.weight",
+        "blk.{}.ffn_down.weight",
+        &[Hidden, FeedForward],
+        Use::Linear,
+    ),
 ];
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Phi3ForCausalLM"],
     gguf: "phi3",
-    defaults: || {
-        json!({"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5})
-    },
+    defaults: || json!({"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5}),
     head_dim: HeadDim::Implied,
     activations: &["silu"],
     ropes: RopeKinds { llama3: false, longrope: true, partial: true },

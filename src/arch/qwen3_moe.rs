@@ -11,7 +11,12 @@ use crate::source::config::Config;
 use crate::source::tokenizer::VocabScheme;
 
 const EXPERTS: &[TensorRule] = &[
-    TensorRule::new("model.layers.{}.mlp.gate.weight", "blk.{}.ffn_gate_inp.weight", &[Experts, Hidden], Use::Router),
+    TensorRule::new(
+        "model.layers.{}.mlp.gate.weight",
+        "blk.{}.ffn_gate_inp.weight",
+        &[Experts, Hidden],
+        Use::Router,
+    ),
     TensorRule::new(
         "model.layers.{}.mlp.experts.{e}.gate_proj.weight",
         "blk.{}.ffn_gate_exps.weight",
@@ -73,7 +78,9 @@ fn check(config: &Config, hyper: &Hyper) -> Result<Vec<String>> {
         return Err(config.wrong("num_experts", "a whole number above 0"));
     }
     if !config.flag("norm_topk_prob")? {
-        return Err(config.unsupported("norm_topk_prob", "llama.cpp normalises the weights of the chosen experts"));
+        return Err(
+            config.unsupported("norm_topk_prob", "llama.cpp normalises the weights of the chosen experts")
+        );
     }
     if config.opt_usize("decoder_sparse_step")?.unwrap_or(1) != 1 {
         return Err(config.unsupported("decoder_sparse_step", "llama.cpp expects experts in every layer"));

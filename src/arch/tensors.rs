@@ -5,11 +5,21 @@
 use super::spec::Dim::*;
 use super::spec::{Heads, Need, TensorRule, Use};
 
-const fn rule(hf: &'static str, gguf: &'static str, shape: &'static [super::spec::Dim], usage: Use) -> TensorRule {
+const fn rule(
+    hf: &'static str,
+    gguf: &'static str,
+    shape: &'static [super::spec::Dim],
+    usage: Use,
+) -> TensorRule {
     TensorRule::new(hf, gguf, shape, usage)
 }
 
-const fn bias(hf: &'static str, gguf: &'static str, shape: &'static [super::spec::Dim], usage: Use) -> TensorRule {
+const fn bias(
+    hf: &'static str,
+    gguf: &'static str,
+    shape: &'static [super::spec::Dim],
+    usage: Use,
+) -> TensorRule {
     TensorRule::optional(hf, gguf, shape, usage)
 }
 
@@ -44,21 +54,46 @@ pub(super) const SANDWICH_NORMS: &[TensorRule] = &[
         Use::Norm,
     ),
     rule("model.layers.{}.pre_feedforward_layernorm.weight", "blk.{}.ffn_norm.weight", &[Hidden], Use::Norm),
-    rule("model.layers.{}.post_feedforward_layernorm.weight", "blk.{}.post_ffw_norm.weight", &[Hidden], Use::Norm),
+    rule(
+        "model.layers.{}.post_feedforward_layernorm.weight",
+        "blk.{}.post_ffw_norm.weight",
+        &[Hidden],
+        Use::Norm,
+    ),
 ];
 
 /// Separate query, key, value and output projections.
 pub(super) const ATTENTION: &[TensorRule] = &[
-    rule("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight", &[Query, Hidden], Use::Rope(Heads::Query)),
-    rule("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", &[KeyValue, Hidden], Use::Rope(Heads::KeyValue)),
+    rule(
+        "model.layers.{}.self_attn.q_proj.weight",
+        "blk.{}.attn_q.weight",
+        &[Query, Hidden],
+        Use::Rope(Heads::Query),
+    ),
+    rule(
+        "model.layers.{}.self_attn.k_proj.weight",
+        "blk.{}.attn_k.weight",
+        &[KeyValue, Hidden],
+        Use::Rope(Heads::KeyValue),
+    ),
     rule("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight", &[KeyValue, Hidden], Use::Linear),
-    rule("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight", &[Hidden, Query], Use::Linear),
+    rule(
+        "model.layers.{}.self_attn.o_proj.weight",
+        "blk.{}.attn_output.weight",
+        &[Hidden, Query],
+        Use::Linear,
+    ),
 ];
 
 /// Biases of query, key and value.
 pub(super) const QKV_BIAS: &[TensorRule] = &[
     bias("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias", &[Query], Use::Rope(Heads::Query)),
-    bias("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias", &[KeyValue], Use::Rope(Heads::KeyValue)),
+    bias(
+        "model.layers.{}.self_attn.k_proj.bias",
+        "blk.{}.attn_k.bias",
+        &[KeyValue],
+        Use::Rope(Heads::KeyValue),
+    ),
     bias("model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias", &[KeyValue], Use::Linear),
 ];
 
@@ -78,7 +113,17 @@ pub(super) const QK_NORM: &[TensorRule] = &[
 
 /// The gated feed-forward part.
 pub(super) const FEED_FORWARD: &[TensorRule] = &[
-    rule("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight", &[FeedForward, Hidden], Use::Linear),
+    rule(
+        "model.layers.{}.mlp.gate_proj.weight",
+        "blk.{}.ffn_gate.weight",
+        &[FeedForward, Hidden],
+        Use::Linear,
+    ),
     rule("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight", &[FeedForward, Hidden], Use::Linear),
-    rule("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight", &[Hidden, FeedForward], Use::Linear),
+    rule(
+        "model.layers.{}.mlp.down_proj.weight",
+        "blk.{}.ffn_down.weight",
+        &[Hidden, FeedForward],
+        Use::Linear,
+    ),
 ];

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::CANCEL;
 use super::output::{Output, size, thousands};
 use super::terminal::Terminal;
 use crate::error::Result;
@@ -15,7 +16,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &Output, terminal: &Terminal) -> Result<()> {
-    let found = inspect(&args.model, terminal)?;
+    let found = inspect(&args.model, &CANCEL, terminal)?;
     output.result(&found, &describe(&found));
     Ok(())
 }

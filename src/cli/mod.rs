@@ -73,7 +73,7 @@ enum Verbosity {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Quantize(quantize::Args),
+    Quantize(Box<quantize::Args>),
     Info(info::Args),
 }
 

@@ -18,7 +18,7 @@ use crate::format::gguf::mix::Overrides;
 use crate::pipeline::gguf::report::{Report, Summary};
 use crate::pipeline::gguf::{Config, Job};
 use crate::progress::Progress;
-use crate::source::SourceModel;
+use crate::source::{Need, SourceModel};
 
 /// Quantize a model
 #[derive(Debug, clap::Args)]
@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         terminal.info(&format!("Importance matrix: {} tensors, {} chunks", m.entries.len(), m.chunks));
     }
     terminal.info(&format!("Loading model {}", args.model));
-    let source = SourceModel::open(&args.model, terminal)?;
+    let source = SourceModel::open(&args.model, Need::Weights, &CANCEL, terminal)?;
     let file = match &args.output_name {
         Some(name) if name.to_lowercase().ends_with(".gguf") => name.clone(),
         Some(name) => format!("{name}.gguf"),
@@ -157,7 +157,8 @@ fn parse_overrides(args: &Args) -> Result<Overrides> {
         })?;
         // llama-quantize lowers the case of the pattern; tensor names are in lower case.
         let pattern = RegexBuilder::new(pattern).case_insensitive(true).build().map_err(|e| {
-            Error::new(Kind::Usage, format!("--tensor-type: '{pattern}' is not a regular expression")).because(e)
+            Error::new(Kind::Usage, format!("--tensor-type: '{pattern}' is not a regular expression"))
+                .because(e)
         })?;
         tensor_types.push((pattern, parse_type(ty, "--tensor-type")?));
     }
@@ -203,10 +204,16 @@ fn describe_plan(summary: &Summary, path: &str) -> String {
     for t in &summary.tensors {
         let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
         let why = t.instead_of.as_deref().map_or(String::new(), |ty| format!("   (rows do not fit {ty})"));
-        let _ = writeln!(text, "{:<40} {:>20} {:<8} {:>10}{why}", t.name, shape.join(" x "), t.ty, size(t.bytes));
+        let _ =
+            writeln!(text, "{:<40} {:>20} {:<8} {:>10}{why}", t.name, shape.join(" x "), t.ty, size(t.bytes));
     }
     let _ = writeln!(text, "\n{path} would be {} ({} bytes)", size(summary.file_size), summary.file_size);
-    let _ = writeln!(text, "{} weights, {:.2} bits each:", thousands(summary.parameters), summary.bits_per_weight);
+    let _ = writeln!(
+        text,
+        "{} weights, {:.2} bits each:",
+        thousands(summary.parameters),
+        summary.bits_per_weight
+    );
     text + &describe_types(summary)
 }
 
@@ -220,7 +227,12 @@ fn describe_report(report: &Report, verbose: bool) -> String {
     );
     text += &describe_types(summary);
     if verbose {
-        let _ = writeln!(text, "Duration: {} (encoding {})", duration(report.duration_seconds), duration(report.encode_seconds));
+        let _ = writeln!(
+            text,
+            "Duration: {} (encoding {})",
+            duration(report.duration_seconds),
+            duration(report.encode_seconds)
+        );
         let _ = writeln!(text, "Compression: {:.3} of 16 bits", report.compression_ratio);
         if let Some(bytes) = report.peak_memory_bytes {
             let _ = writeln!(text, "Peak memory: {}", size(bytes));

@@ -60,7 +60,8 @@ impl Progress for Terminal {
                 Unit::Weights => "{percent}% of {human_len} weights",
             };
             let template = format!("{{prefix}} [{{bar:30}}] {counts}, ETA {{eta}} {{wide_msg:.dim}}");
-            let style = ProgressStyle::with_template(&template).expect("the template is fixed").progress_chars("=> ");
+            let style =
+                ProgressStyle::with_template(&template).expect("the template is fixed").progress_chars("=> ");
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             bar.set_style(style);
             bar.set_prefix(name.to_owned());
@@ -92,7 +93,9 @@ impl Progress for Terminal {
     }
 
     fn item(&self, name: &str) {
-        if let Some(bar) = self.stage.lock().unwrap_or_else(|e| e.into_inner()).as_ref().and_then(|s| s.bar.as_ref()) {
+        if let Some(bar) =
+            self.stage.lock().unwrap_or_else(|e| e.into_inner()).as_ref().and_then(|s| s.bar.as_ref())
+        {
             bar.set_message(name.to_owned());
         }
     }

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::level::Level;
 use crate::format::gguf::reader::{MAGIC, Reader};
 use crate::progress::Progress;
 use crate::source::config::Config;
 use crate::source::safetensors::Tensors;
-use crate::source::SourceModel;
+use crate::source::{Need, SourceModel};
 
 /// What was found. Absent values are not known.
 #[derive(Clone, Debug, Serialize)]
@@ -68,12 +69,12 @@ pub struct Gguf {
 }
 
 /// Looks at a directory, a name on the Hub or a `.gguf` file.
-pub fn inspect(model: &str, progress: &dyn Progress) -> Result<Inspection> {
+pub fn inspect(model: &str, cancel: &Cancel, progress: &dyn Progress) -> Result<Inspection> {
     let path = Path::new(model);
     if path.is_file() {
         return inspect_file(path);
     }
-    let source = SourceModel::open_for_info(model, progress)?;
+    let source = SourceModel::open(model, Need::Description, cancel, progress)?;
     inspect_checkpoint(&source)
 }
 

@@ -90,12 +90,15 @@ impl Config {
     pub fn load(dir: &Path) -> Result<Config> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::new(Kind::NotFound, format!("{} holds no config.json", dir.display()))
-                .hint("Pass the directory of a Hugging Face model, or its name on the Hub as org/name."),
+            std::io::ErrorKind::NotFound => {
+                Error::new(Kind::NotFound, format!("{} holds no config.json", dir.display()))
+                    .hint("Pass the directory of a Hugging Face model, or its name on the Hub as org/name.")
+            }
             _ => Error::io(format!("cannot read {}", path.display()), e),
         })?;
-        let raw: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::new(Kind::Invalid, format!("{} is not valid JSON", path.display())).because(e))?;
+        let raw: Value = serde_json::from_str(&text).map_err(|e| {
+            Error::new(Kind::Invalid, format!("{} is not valid JSON", path.display())).because(e)
+        })?;
         Config::from_json(raw)
     }
 
@@ -143,7 +146,9 @@ impl Config {
             Some(Value::Array(list)) if list.len() == 1 => list[0].as_str(),
             _ => None,
         }
-        .ok_or_else(|| Error::new(Kind::Invalid, "config.json: `architectures` must name exactly one model class"))
+        .ok_or_else(|| {
+            Error::new(Kind::Invalid, "config.json: `architectures` must name exactly one model class")
+        })
     }
 
     /// The value of `key`; null counts as absent.
@@ -160,7 +165,10 @@ impl Config {
     pub fn opt_usize(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         // 2^31 bounds every size that llama.cpp can hold and keeps products of two within u64.
-        match value.as_u64().or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64)) {
+        match value
+            .as_u64()
+            .or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64))
+        {
             Some(n) if n < 1 << 31 => Ok(Some(n as usize)),
             _ => Err(self.wrong(key, "a whole number from 0 to 2147483647")),
         }
@@ -228,7 +236,11 @@ fn is_other_modality(key: &str) -> bool {
 }
 
 fn shorten(text: &str) -> String {
-    if text.chars().count() > 80 { format!("{}...", text.chars().take(77).collect::<String>()) } else { text.into() }
+    if text.chars().count() > 80 {
+        format!("{}...", text.chars().take(77).collect::<String>())
+    } else {
+        text.into()
+    }
 }
 
 #[cfg(test)]
@@ -243,7 +255,10 @@ mod tests {
 
     #[test]
     fn a_key_that_nobody_reads_is_reported_unless_it_is_off() {
-        let c = Config::from_json(json!({"hidden_size": 8, "logit_scale": 0.5, "alibi": false, "use_cache": true})).unwrap();
+        let c = Config::from_json(
+            json!({"hidden_size": 8, "logit_scale": 0.5, "alibi": false, "use_cache": true}),
+        )
+        .unwrap();
         assert_eq!(c.usize("hidden_size").unwrap(), 8);
         assert_eq!(c.unread(), ["logit_scale"]);
     }
@@ -261,8 +276,10 @@ mod tests {
 
     #[test]
     fn text_config_wins_and_other_modalities_go() {
-        let c = Config::from_json(json!({"hidden_size": 1, "vision_config": {"x": 1}, "mm_tokens_per_image": 256,
-            "text_config": {"hidden_size": 2}}))
+        let c = Config::from_json(
+            json!({"hidden_size": 1, "vision_config": {"x": 1}, "mm_tokens_per_image": 256,
+            "text_config": {"hidden_size": 2}}),
+        )
         .unwrap();
         assert_eq!(c.usize("hidden_size").unwrap(), 2);
         assert!(c.unread().is_empty());

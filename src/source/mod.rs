@@ -11,6 +11,7 @@ pub mod vocab;
 
 use std::path::{Path, PathBuf};
 
+use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use config::Config;
@@ -20,30 +21,35 @@ use config::Config;
 pub struct SourceModel {
     dir: PathBuf,
     id: Option<String>,
+    has_weights: bool,
+}
+
+/// How much of a model is needed. From the Hub, no more than that is downloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// All of it.
+    Weights,
+    /// Configuration and tokenizer.
+    Description,
 }
 
 impl SourceModel {
     /// Finds a model: a directory, or `org/name[@revision]` on the Hub, which is downloaded if need be.
-    pub fn open(model: &str, progress: &dyn Progress) -> Result<SourceModel> {
+    pub fn open(model: &str, need: Need, cancel: &Cancel, progress: &dyn Progress) -> Result<SourceModel> {
         let path = Path::new(model);
         if path.is_dir() {
-            return Ok(SourceModel { dir: path.to_owned(), id: None });
+            return Ok(SourceModel { dir: path.to_owned(), id: None, has_weights: true });
         }
         if path.is_file() {
             return Err(Error::new(Kind::Unsupported, format!("{model} is a file; a model is a directory"))
                 .hint("Pass the directory that holds config.json and the safetensors files."));
         }
-        from_hub(model, progress)
-    }
-
-    /// The same, but of a model on the Hub only what describes it is downloaded, not its weights.
-    pub fn open_for_info(model: &str, progress: &dyn Progress) -> Result<SourceModel> {
-        Self::open(model, progress)
+        from_hub(model, need, cancel, progress)
     }
 
     /// Whether the weights are at hand.
     pub fn has_weights(&self) -> bool {
-        self.id.is_none()
+        self.has_weights
     }
 
     /// Where the model's files are.
@@ -61,7 +67,10 @@ impl SourceModel {
         if let Some(id) = &self.id {
             return Ok(id.rsplit('/').next().unwrap_or(id).to_owned());
         }
-        let full = self.dir.canonicalize().map_err(|e| Error::io(format!("cannot open {}", self.dir.display()), e))?;
+        let full = self
+            .dir
+            .canonicalize()
+            .map_err(|e| Error::io(format!("cannot open {}", self.dir.display()), e))?;
         Ok(full.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned()))
     }
 
@@ -77,14 +86,18 @@ fn not_found(model: &str) -> Error {
 }
 
 #[cfg(feature = "hub")]
-fn from_hub(model: &str, progress: &dyn Progress) -> Result<SourceModel> {
-    let looks_like_path = model.starts_with(['.', '/', '~']) || model.matches('/').count() != 1;
-    let id = hub::HubId::parse(model).filter(|_| !looks_like_path).ok_or_else(|| not_found(model))?;
-    let dir = hub::download(&id, progress)?;
-    Ok(SourceModel { dir, id: Some(id.repo) })
+fn from_hub(model: &str, need: Need, cancel: &Cancel, progress: &dyn Progress) -> Result<SourceModel> {
+    use hub::Want;
+    let id = hub::HubId::parse(model).ok_or_else(|| not_found(model))?;
+    let want = match need {
+        Need::Weights => Want::Model,
+        Need::Description => Want::Description,
+    };
+    let dir = hub::download(&hub::HubConfig::from_env(), &id, want, cancel, progress)?;
+    Ok(SourceModel { dir, id: Some(id.repo), has_weights: need == Need::Weights })
 }
 
 #[cfg(not(feature = "hub"))]
-fn from_hub(model: &str, _: &dyn Progress) -> Result<SourceModel> {
+fn from_hub(model: &str, _: Need, _: &Cancel, _: &dyn Progress) -> Result<SourceModel> {
     Err(not_found(model))
 }

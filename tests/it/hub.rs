@@ -9,7 +9,7 @@ use std::time::Duration;
 use llm_quantize::cancel::Cancel;
 use llm_quantize::error::Kind;
 use llm_quantize::progress::{Progress, Silent, Unit};
-use llm_quantize::source::hub::{HubConfig, HubId, cached_with, download_with};
+use llm_quantize::source::hub::{HubConfig, HubId, Want, cached, download};
 
 use crate::hub_server::{COMMIT, HubServer, TOKEN, sha256};
 
@@ -74,7 +74,7 @@ impl Setup {
     }
 
     fn download(&self) -> llm_quantize::Result<PathBuf> {
-        download_with(&self.config(), &id("org/tiny"), &Cancel::new(), &Silent)
+        download(&self.config(), &id("org/tiny"), Want::Model, &Cancel::new(), &Silent)
     }
 
     fn folder(&self) -> PathBuf {
@@ -151,7 +151,7 @@ fn a_killed_run_is_taken_up_by_the_next() {
     let hub = Setup::new();
     let partial = leave_partial(&hub, &model()[0].1[..2_000_000]);
     let progress = Counter::default();
-    assert_whole(&download_with(&hub.config(), &id("org/tiny"), &Cancel::new(), &progress).unwrap());
+    assert_whole(&download(&hub.config(), &id("org/tiny"), Want::Model, &Cancel::new(), &progress).unwrap());
     assert!(!partial.exists());
     let requests = hub.server.take_requests();
     let shard: Vec<_> = requests.iter().filter(|r| r.storage && r.target.ends_with(FIRST)).collect();
@@ -165,9 +165,10 @@ fn a_killed_run_is_taken_up_by_the_next() {
 fn an_interrupted_run_is_taken_up_by_the_next() {
     let hub = Setup::new();
     let interrupter = Interrupter::default();
-    let e = download_with(&hub.config(), &id("org/tiny"), &interrupter.cancel, &interrupter).unwrap_err();
+    let e =
+        download(&hub.config(), &id("org/tiny"), Want::Model, &interrupter.cancel, &interrupter).unwrap_err();
     assert_eq!(e.kind(), Kind::Interrupted);
-    assert!(cached_with(&hub.config(), &id("org/tiny")).is_err());
+    assert!(cached(&hub.config(), &id("org/tiny")).is_err());
     hub.server.take_requests();
     assert_whole(&hub.download().unwrap());
     assert!(hub.server.take_requests().iter().any(|r| r.range.is_some()));
@@ -240,7 +241,7 @@ fn a_gated_model_needs_a_token_which_only_the_hub_gets() {
     hub.server.take_requests();
 
     let config = HubConfig { token: Some(TOKEN.into()), ..hub.config() };
-    assert_whole(&download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap());
+    assert_whole(&download(&config, &id("org/tiny"), Want::Model, &Cancel::new(), &Silent).unwrap());
     let (storage, own): (Vec<_>, Vec<_>) = hub.server.take_requests().into_iter().partition(|r| r.storage);
     assert!(!storage.is_empty() && storage.iter().all(|r| r.authorization.is_none()), "{storage:?}");
     let bearer = format!("Bearer {TOKEN}");
@@ -252,7 +253,7 @@ fn a_token_that_is_refused_is_not_shown() {
     let hub = Setup::new();
     hub.server.state().gated = true;
     let config = HubConfig { token: Some("hf_wrong".into()), ..hub.config() };
-    let e = download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap_err();
+    let e = download(&config, &id("org/tiny"), Want::Model, &Cancel::new(), &Silent).unwrap_err();
     assert_eq!(e.kind(), Kind::Auth);
     assert!(!format!("{e} {e:?} {config:?}").contains("hf_wrong"));
 }
@@ -261,7 +262,7 @@ fn a_token_that_is_refused_is_not_shown() {
 fn what_the_hub_does_not_have_is_not_found() {
     let hub = Setup::new();
     for (name, word) in [("org/other", "org/other"), ("org/tiny@v2", "v2")] {
-        let e = download_with(&hub.config(), &id(name), &Cancel::new(), &Silent).unwrap_err();
+        let e = download(&hub.config(), &id(name), Want::Model, &Cancel::new(), &Silent).unwrap_err();
         assert_eq!(e.kind(), Kind::NotFound, "{name}: {e}");
         assert!(e.to_string().contains(word), "{e}");
     }
@@ -270,12 +271,12 @@ fn what_the_hub_does_not_have_is_not_found() {
 #[test]
 fn a_revision_is_kept_by_its_name() {
     let hub = Setup::new();
-    let dir = download_with(&hub.config(), &id("org/tiny@v1"), &Cancel::new(), &Silent).unwrap();
+    let dir = download(&hub.config(), &id("org/tiny@v1"), Want::Model, &Cancel::new(), &Silent).unwrap();
     assert_eq!(fs::read_to_string(hub.folder().join("refs/v1")).unwrap(), COMMIT);
     assert!(!hub.folder().join("refs/main").exists());
     let commit = id(&format!("org/tiny@{COMMIT}"));
-    assert_eq!(download_with(&hub.config(), &commit, &Cancel::new(), &Silent).unwrap(), dir);
-    assert_eq!(cached_with(&hub.config(), &commit).unwrap(), dir);
+    assert_eq!(download(&hub.config(), &commit, Want::Model, &Cancel::new(), &Silent).unwrap(), dir);
+    assert_eq!(cached(&hub.config(), &commit).unwrap(), dir);
 }
 
 #[test]
@@ -294,18 +295,18 @@ fn offline_only_the_cache_is_used() {
     let hub = Setup::new();
     let offline = HubConfig { offline: true, ..hub.config() };
     let tiny = id("org/tiny");
-    let e = download_with(&offline, &tiny, &Cancel::new(), &Silent).unwrap_err();
+    let e = download(&offline, &tiny, Want::Model, &Cancel::new(), &Silent).unwrap_err();
     assert_eq!(e.kind(), Kind::NotFound);
     assert!(hub.server.take_requests().is_empty());
 
     let dir = hub.download().unwrap();
     hub.server.take_requests();
-    assert_eq!(download_with(&offline, &tiny, &Cancel::new(), &Silent).unwrap(), dir);
+    assert_eq!(download(&offline, &tiny, Want::Model, &Cancel::new(), &Silent).unwrap(), dir);
     assert!(hub.server.take_requests().is_empty());
 
     // A shard that went missing makes the copy incomplete.
     fs::remove_file(dir.join(SECOND)).unwrap();
-    assert_eq!(cached_with(&offline, &tiny).unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(cached(&offline, &tiny).unwrap_err().kind(), Kind::NotFound);
 }
 
 #[test]
@@ -314,12 +315,12 @@ fn an_unreachable_hub_is_told_from_a_missing_model() {
     // A port that was free a moment ago.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = HubConfig { endpoint: format!("http://{closed}"), ..hub.config() };
-    let e = download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap_err();
+    let e = download(&config, &id("org/tiny"), Want::Model, &Cancel::new(), &Silent).unwrap_err();
     assert_eq!(e.kind(), Kind::Other);
     assert!(e.suggestion().unwrap().contains("HF_ENDPOINT"));
     let config = HubConfig { endpoint: "no address".into(), ..hub.config() };
     assert_eq!(
-        download_with(&config, &id("org/tiny"), &Cancel::new(), &Silent).unwrap_err().kind(),
+        download(&config, &id("org/tiny"), Want::Model, &Cancel::new(), &Silent).unwrap_err().kind(),
         Kind::Usage
     );
 }
@@ -371,4 +372,15 @@ impl Progress for Interrupter {
     fn warn(&self, _: &str) {}
     fn info(&self, _: &str) {}
     fn detail(&self, _: &str) {}
+}
+
+#[test]
+fn a_description_comes_without_the_weights() {
+    let hub = Setup::new();
+    let dir = download(&hub.config(), &id("org/tiny"), Want::Description, &Cancel::new(), &Silent).unwrap();
+    assert!(dir.join("config.json").is_file());
+    let weights = std::fs::read_dir(&dir).unwrap().flatten();
+    assert_eq!(weights.filter(|e| e.file_name().to_string_lossy().ends_with(".safetensors")).count(), 0);
+    assert!(cached(&hub.config(), &id("org/tiny")).is_err(), "offline, the model is not there");
+    assert_whole(&hub.download().unwrap());
 }

@@ -48,14 +48,27 @@ const ALIASES: &[(&str, &str)] = &[("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_
 
 /// Levels of llama.cpp that need code books which are not built in yet.
 const KNOWN_ELSEWHERE: &[&str] = &[
-    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "MXFP4_MOE", "Q1_0",
-    "Q2_0", "NVFP4",
+    "IQ1_S",
+    "IQ1_M",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ2_M",
+    "IQ3_XXS",
+    "IQ3_XS",
+    "IQ3_S",
+    "IQ3_M",
+    "MXFP4_MOE",
+    "Q1_0",
+    "Q2_0",
+    "NVFP4",
 ];
 
 impl Level {
     /// The level of this name, in any case.
     pub fn from_name(name: &str) -> Option<Level> {
-        let name = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name)).map_or(name, |(_, full)| full);
+        let name =
+            ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name)).map_or(name, |(_, full)| full);
         LEVELS.iter().find(|l| l.name.eq_ignore_ascii_case(name)).copied()
     }
 

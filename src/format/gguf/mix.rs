@@ -27,7 +27,14 @@ pub struct Facts {
 
 impl Facts {
     /// The facts of a model of architecture `gguf`.
-    pub fn new(gguf: &str, layers: usize, heads: usize, kv_heads: usize, experts: usize, tied: bool) -> Facts {
+    pub fn new(
+        gguf: &str,
+        layers: usize,
+        heads: usize,
+        kv_heads: usize,
+        experts: usize,
+        tied: bool,
+    ) -> Facts {
         let is_70b = layers == 80 && (gguf == "qwen2" || gguf == "llama" && heads != kv_heads);
         Facts { layers, experts, gqa: heads / kv_heads, is_70b, tied }
     }
@@ -135,8 +142,11 @@ pub fn choose(
             let wanted = state.wanted(overrides, t)?;
             let ty = if level.base.is_quantized() { fit(wanted, t.shape[0]) } else { wanted };
             if !t.shape[0].is_multiple_of(ty.block_len() as u64) {
-                let message = format!("rows of {} have {} weights, which type {ty} cannot hold", t.name, t.shape[0]);
-                return Err(Error::new(Kind::Unsupported, message).hint("Choose another type for this tensor."));
+                let message =
+                    format!("rows of {} have {} weights, which type {ty} cannot hold", t.name, t.shape[0]);
+                return Err(
+                    Error::new(Kind::Unsupported, message).hint("Choose another type for this tensor.")
+                );
             }
             let low = ty == GgmlType::Q2_K && level.name == "Q2_K_S";
             let needs_imatrix = low && !matches!(t.name, "output.weight" | "token_embd.weight");
@@ -202,7 +212,9 @@ impl State<'_> {
             .and_then(|rest| rest.split('.').next())
             .and_then(|digits| digits.parse().ok())
             .filter(|layer| *layer < self.facts.layers)
-            .ok_or_else(|| Error::new(Kind::Invalid, format!("tensor {name} belongs to no layer of the model")))
+            .ok_or_else(|| {
+                Error::new(Kind::Invalid, format!("tensor {name} belongs to no layer of the model"))
+            })
     }
 
     fn mixed(&mut self, category: Category, overrides: &Overrides, t: &Candidate<'_>) -> Result<GgmlType> {
@@ -225,9 +237,21 @@ impl State<'_> {
             let i = self.seen_v;
             self.seen_v += 1;
             let mut ty = match level {
-                "Q2_K" => if facts.gqa >= 4 { Q4_K } else { Q3_K },
+                "Q2_K" => {
+                    if facts.gqa >= 4 {
+                        Q4_K
+                    } else {
+                        Q3_K
+                    }
+                }
                 "Q2_K_S" if facts.gqa >= 4 => Q4_K,
-                "Q3_K_M" => if i < 2 { Q5_K } else { Q4_K },
+                "Q3_K_M" => {
+                    if i < 2 {
+                        Q5_K
+                    } else {
+                        Q4_K
+                    }
+                }
                 "Q3_K_L" => Q5_K,
                 "IQ4_NL" | "IQ4_XS" if facts.gqa >= 4 => Q5_K,
                 "Q4_K_M" | "Q5_K_M" if use_more_bits(i, self.count_v) => Q6_K,
@@ -247,7 +271,13 @@ impl State<'_> {
                 match level {
                     "Q2_K" => Q3_K,
                     "Q2_K_S" if i < n / 8 => Q4_K,
-                    "Q3_K_M" => if i < n / 16 { Q5_K } else { Q4_K },
+                    "Q3_K_M" => {
+                        if i < n / 16 {
+                            Q5_K
+                        } else {
+                            Q4_K
+                        }
+                    }
                     "Q3_K_L" => Q5_K,
                     "Q4_K_M" | "Q5_K_M" if use_more_bits(i, n) => Q6_K,
                     "IQ4_NL" | "IQ4_XS" if i < n / 8 && !self.has_imatrix => Q5_K,
@@ -276,7 +306,12 @@ impl State<'_> {
 mod tests {
     use super::*;
 
-    fn types(level: &str, facts: Facts, overrides: &Overrides, names: &[(&str, [u64; 2])]) -> Vec<&'static str> {
+    fn types(
+        level: &str,
+        facts: Facts,
+        overrides: &Overrides,
+        names: &[(&str, [u64; 2])],
+    ) -> Vec<&'static str> {
         let list: Vec<Candidate<'_>> =
             names.iter().map(|(name, shape)| Candidate { name, shape, source: GgmlType::BF16 }).collect();
         let level = Level::from_name(level).unwrap();
@@ -287,7 +322,11 @@ mod tests {
 
     #[test]
     fn rows_that_no_super_block_divides_fall_back() {
-        let names = [("blk.0.attn_q.weight", [576, 8]), ("blk.0.attn_q.weight", [48, 8]), ("output.weight", [576, 8])];
+        let names = [
+            ("blk.0.attn_q.weight", [576, 8]),
+            ("blk.0.attn_q.weight", [48, 8]),
+            ("output.weight", [576, 8]),
+        ];
         assert_eq!(types("Q4_K_M", DENSE, &Overrides::default(), &names), ["Q5_0", "F16", "Q8_0"]);
         assert_eq!(types("Q2_K", DENSE, &Overrides::default(), &names), ["Q4_0", "F16", "Q8_0"]);
         assert_eq!(types("IQ4_XS", DENSE, &Overrides::default(), &names), ["IQ4_NL", "F16", "Q8_0"]);
@@ -304,26 +343,50 @@ mod tests {
 
     #[test]
     fn eight_experts_and_the_70b_have_rules_of_their_own() {
-        let names = [("blk.0.attn_v.weight", [256, 8]), ("blk.0.attn_k.weight", [256, 8]), ("blk.0.attn_output.weight", [256, 8])];
-        assert_eq!(types("Q4_K_M", Facts { experts: 8, ..DENSE }, &Overrides::default(), &names), ["Q8_0", "Q8_0", "Q5_K"]);
-        assert_eq!(types("Q3_K_S", Facts { is_70b: true, ..DENSE }, &Overrides::default(), &names), ["Q5_K", "Q3_K", "Q3_K"]);
+        let names = [
+            ("blk.0.attn_v.weight", [256, 8]),
+            ("blk.0.attn_k.weight", [256, 8]),
+            ("blk.0.attn_output.weight", [256, 8]),
+        ];
+        assert_eq!(
+            types("Q4_K_M", Facts { experts: 8, ..DENSE }, &Overrides::default(), &names),
+            ["Q8_0", "Q8_0", "Q5_K"]
+        );
+        assert_eq!(
+            types("Q3_K_S", Facts { is_70b: true, ..DENSE }, &Overrides::default(), &names),
+            ["Q5_K", "Q3_K", "Q3_K"]
+        );
     }
 
     #[test]
     fn overrides_come_first_and_still_fit_the_shape() {
         let overrides = Overrides {
-            tensor_types: vec![(Regex::new("ffn_down").unwrap(), GgmlType::Q8_0), (Regex::new("attn").unwrap(), GgmlType::Q6_K)],
+            tensor_types: vec![
+                (Regex::new("ffn_down").unwrap(), GgmlType::Q8_0),
+                (Regex::new("attn").unwrap(), GgmlType::Q6_K),
+            ],
             ..Overrides::default()
         };
-        let names = [("blk.0.ffn_down.weight", [256, 8]), ("blk.0.attn_q.weight", [96, 8]), ("blk.0.ffn_up.weight", [256, 8])];
+        let names = [
+            ("blk.0.ffn_down.weight", [256, 8]),
+            ("blk.0.attn_q.weight", [96, 8]),
+            ("blk.0.ffn_up.weight", [256, 8]),
+        ];
         assert_eq!(types("Q4_0", DENSE, &overrides, &names), ["Q8_0", "Q8_0", "Q4_0"]);
         let pure = Overrides { pure: true, output: Some(GgmlType::F16), ..Overrides::default() };
-        assert_eq!(types("Q4_K_M", DENSE, &pure, &[("output.weight", [256, 8]), ("blk.0.attn_v.weight", [256, 8])]), ["F16", "Q4_K"]);
+        assert_eq!(
+            types("Q4_K_M", DENSE, &pure, &[("output.weight", [256, 8]), ("blk.0.attn_v.weight", [256, 8])]),
+            ["F16", "Q4_K"]
+        );
     }
 
     #[test]
     fn norms_and_routers_are_left_alone() {
-        let names = [("blk.0.ffn_gate_inp.weight", [256, 8]), ("output_norm.weight", [256, 8]), ("blk.0.attn_q.bias", [256, 1])];
+        let names = [
+            ("blk.0.ffn_gate_inp.weight", [256, 8]),
+            ("output_norm.weight", [256, 8]),
+            ("blk.0.attn_q.bias", [256, 1]),
+        ];
         assert_eq!(types("Q4_0", DENSE, &Overrides::default(), &names), ["BF16"; 3]);
     }
 }

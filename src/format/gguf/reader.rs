@@ -59,7 +59,9 @@ pub enum Error {
     Shape { at: usize, name: String, shape: Vec<u64> },
     #[error("byte {at}: tensor '{name}' has unknown type {kind}")]
     TensorType { at: usize, name: String, kind: u32 },
-    #[error("byte {at}: rows of tensor '{name}' have {cols} weights, which is no multiple of {block} (type {ty})")]
+    #[error(
+        "byte {at}: rows of tensor '{name}' have {cols} weights, which is no multiple of {block} (type {ty})"
+    )]
     RowLength { at: usize, name: String, cols: u64, block: usize, ty: GgmlType },
     #[error("tensor '{name}' starts at byte {offset} of the data, where {expected} is due")]
     Offset { name: String, offset: u64, expected: u64 },
@@ -180,7 +182,9 @@ impl Header {
     /// Parses a header; `bytes` is the whole file or at least its header.
     pub fn parse(bytes: &[u8]) -> Result<Header, Error> {
         let mut c = Cursor { bytes, at: 0 };
-        let magic = c.take(4, "the magic").map_err(|_| Error::Magic { found: bytes[..bytes.len().min(4)].to_vec() })?;
+        let magic = c
+            .take(4, "the magic")
+            .map_err(|_| Error::Magic { found: bytes[..bytes.len().min(4)].to_vec() })?;
         if magic != MAGIC {
             return Err(Error::Magic { found: magic.to_vec() });
         }
@@ -239,7 +243,11 @@ impl Header {
                 return Err(Error::Offset { name: t.name.clone(), offset: t.offset, expected });
             }
             let past = || Error::PastEnd { name: t.name.clone(), end: u64::MAX, file };
-            end = self.data_start.checked_add(t.offset).and_then(|e| e.checked_add(t.bytes())).ok_or_else(past)?;
+            end = self
+                .data_start
+                .checked_add(t.offset)
+                .and_then(|e| e.checked_add(t.bytes()))
+                .ok_or_else(past)?;
             if end > file {
                 return Err(Error::PastEnd { name: t.name.clone(), end, file });
             }
@@ -394,7 +402,8 @@ impl<'a> Cursor<'a> {
         let offset = self.u64("a tensor's offset")?;
         let Some(ty) = GgmlType::from_id(kind) else { return Err(Error::TensorType { at, name, kind }) };
         // i64::MAX is ggml's own bound on the number of weights.
-        let total = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n > 0 && *n <= i64::MAX as u64);
+        let total =
+            shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n > 0 && *n <= i64::MAX as u64);
         let Some(total) = total else { return Err(Error::Shape { at, name, shape }) };
         if !shape[0].is_multiple_of(ty.block_len() as u64) {
             return Err(Error::RowLength { at, name, cols: shape[0], block: ty.block_len(), ty });

@@ -19,7 +19,10 @@ impl Layout {
     ///
     /// # Panics
     /// If a tensor's row length is no multiple of its type's block length; the caller chooses types that fit.
-    pub fn new(metadata: &Metadata, tensors: impl IntoIterator<Item = (String, Vec<u64>, GgmlType)>) -> Layout {
+    pub fn new(
+        metadata: &Metadata,
+        tensors: impl IntoIterator<Item = (String, Vec<u64>, GgmlType)>,
+    ) -> Layout {
         let mut infos = Vec::new();
         let mut offset = 0u64;
         for (name, shape, ty) in tensors {
@@ -66,14 +69,18 @@ pub struct Writer<W: Write> {
     out: W,
     layout: Layout,
     current: usize,
+    /// Bytes of the current tensor.
     written: u64,
+    /// Bytes of the file.
+    position: u64,
 }
 
 impl<W: Write> Writer<W> {
     /// Writes the header.
     pub fn new(mut out: W, layout: Layout) -> io::Result<Self> {
         out.write_all(&layout.header)?;
-        Ok(Writer { out, layout, current: 0, written: 0 })
+        let position = layout.header.len() as u64;
+        Ok(Writer { out, layout, current: 0, written: 0, position })
     }
 
     /// Writes the next bytes of the current tensor. A piece never crosses into the next tensor.
@@ -85,13 +92,20 @@ impl<W: Write> Writer<W> {
         self.written += bytes.len() as u64;
         assert!(self.written <= size, "piece crosses the end of {}", self.layout.tensors[self.current].name);
         self.out.write_all(bytes)?;
+        self.position += bytes.len() as u64;
         if self.written == size {
             let padding = size.next_multiple_of(DEFAULT_ALIGNMENT) - size;
             self.out.write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding as usize])?;
+            self.position += padding;
             self.current += 1;
             self.written = 0;
         }
         Ok(())
+    }
+
+    /// Bytes of the file that are written.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// The stream that is written to.

@@ -30,9 +30,15 @@ mod tests {
             f32s[at] = f32::NAN;
             assert!(!is_finite(FloatType::F32, bytemuck::cast_slice(&f32s)));
             let mut bf16s = vec![half::bf16::MAX; 5000];
-            assert!(is_finite(FloatType::BF16, bytemuck::cast_slice(&bf16s.iter().map(|h| h.to_bits()).collect::<Vec<_>>())));
+            assert!(is_finite(
+                FloatType::BF16,
+                bytemuck::cast_slice(&bf16s.iter().map(|h| h.to_bits()).collect::<Vec<_>>())
+            ));
             bf16s[at] = half::bf16::NEG_INFINITY;
-            assert!(!is_finite(FloatType::BF16, bytemuck::cast_slice(&bf16s.iter().map(|h| h.to_bits()).collect::<Vec<_>>())));
+            assert!(!is_finite(
+                FloatType::BF16,
+                bytemuck::cast_slice(&bf16s.iter().map(|h| h.to_bits()).collect::<Vec<_>>())
+            ));
             let mut f16s = vec![half::f16::MAX.to_bits(); 5000];
             assert!(is_finite(FloatType::F16, bytemuck::cast_slice(&f16s)));
             f16s[at] = half::f16::INFINITY.to_bits();

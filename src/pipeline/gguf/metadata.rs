@@ -99,11 +99,14 @@ impl FromStr for Setting {
 
     fn from_str(s: &str) -> Result<Setting> {
         let (key, value) = s.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| {
-            Error::new(Kind::Usage, format!("--metadata '{s}' is not of the form KEY=VALUE or KEY=TYPE:VALUE"))
+            Error::new(
+                Kind::Usage,
+                format!("--metadata '{s}' is not of the form KEY=VALUE or KEY=TYPE:VALUE"),
+            )
         })?;
-        let kind = ["int", "float", "bool", "str"].into_iter().find(|k| {
-            value.strip_prefix(k).is_some_and(|rest| rest.starts_with(':'))
-        });
+        let kind = ["int", "float", "bool", "str"]
+            .into_iter()
+            .find(|k| value.strip_prefix(k).is_some_and(|rest| rest.starts_with(':')));
         let text = kind.map_or(value, |k| &value[k.len() + 1..]);
         Ok(Setting { key: key.into(), kind, text: text.into() })
     }
@@ -137,7 +140,8 @@ impl Setting {
             "bool" => text.parse().ok().map(Value::Bool),
             _ => Some(Value::from(text)),
         };
-        value.ok_or_else(|| Error::new(Kind::Usage, format!("--metadata {}: '{text}' is no {kind}", self.key)))
+        value
+            .ok_or_else(|| Error::new(Kind::Usage, format!("--metadata {}: '{text}' is no {kind}", self.key)))
     }
 }
 

@@ -23,7 +23,6 @@ use crate::format::gguf::level::Level;
 use crate::format::gguf::mix::{self, Candidate, Choice, Facts, Overrides};
 use crate::format::gguf::writer::Layout;
 use crate::format::gguf::{GgmlType, Metadata};
-use crate::pipeline::memory;
 use crate::progress::{Progress, Unit};
 use crate::source::SourceModel;
 use crate::source::safetensors::Tensors;
@@ -143,13 +142,19 @@ impl Job {
         let mut file = AtomicFile::create(&self.config.output, self.layout.file_bytes(), self.config.force)?;
         progress.begin(&format!("Quantizing to GGUF {}", self.config.level.name), weights, Unit::Weights);
         let simd = self.config.simd;
-        let written =
-            stream::write_all(file.file(), self.layout.clone(), &self.tensors, &targets, simd, progress, cancel);
+        let written = stream::write_all(
+            file.file(),
+            self.layout.clone(),
+            &self.tensors,
+            &targets,
+            simd,
+            progress,
+            cancel,
+        );
         progress.end();
-        written?;
+        let anonymous = written?;
         file.sync()?;
         let encoded = started.elapsed();
-        let anonymous = memory::anonymous();
 
         progress.begin("Validating output", weights, Unit::Weights);
         let verified = verify::verify(file.path(), &self.metadata, &targets, simd, progress, cancel);
@@ -181,7 +186,9 @@ impl Job {
             targets.push(Target { planned, ty: choice.ty, source, importance });
         }
         if without > 0 {
-            progress.info(&format!("{without} quantized tensors have no importance weights and are quantized without"));
+            progress.info(&format!(
+                "{without} quantized tensors have no importance weights and are quantized without"
+            ));
         }
         Ok(targets)
     }
@@ -201,8 +208,11 @@ impl Job {
 }
 
 fn needs_imatrix(name: &str, ty: GgmlType) -> Error {
-    Error::new(Kind::Usage, format!("this level needs an importance matrix: {name} as {ty} would be useless without"))
-        .hint("Pass --imatrix FILE, or take Q2_K, which spends more bits where they matter.")
+    Error::new(
+        Kind::Usage,
+        format!("this level needs an importance matrix: {name} as {ty} would be useless without"),
+    )
+    .hint("Pass --imatrix FILE, or take Q2_K, which spends more bits where they matter.")
 }
 
 fn choose_types(model: &Model, planned: &[Planned], config: &Config) -> Result<Vec<Choice>> {
@@ -229,7 +239,11 @@ fn importance<'a>(imatrix: &'a Imatrix, planned: &Planned) -> Result<Option<&'a 
     }
     Err(Error::new(
         Kind::Invalid,
-        format!("the importance matrix has {} weights for {}, which needs {expected}", weights.len(), planned.name),
+        format!(
+            "the importance matrix has {} weights for {}, which needs {expected}",
+            weights.len(),
+            planned.name
+        ),
     )
     .hint("The importance matrix belongs to another model."))
 }

@@ -9,7 +9,9 @@ use crate::format::gguf::Metadata;
 /// Keys that the converter writes before everything else but the architecture: those that come with extra tensors.
 pub(crate) fn write_early(model: &Model, meta: &mut Metadata) {
     let hyper = &model.hyper;
-    if let (RopeScaling::LongRope { original_context, .. }, Some(context)) = (&hyper.rope.scaling, hyper.context) {
+    if let (RopeScaling::LongRope { original_context, .. }, Some(context)) =
+        (&hyper.rope.scaling, hyper.context)
+    {
         // Phi3MiniModel.generate_extra_tensors
         let original = *original_context as f64;
         let scale = context as f64 / original;
@@ -29,7 +31,8 @@ pub(crate) fn write(model: &Model, file_type: u32, meta: &mut Metadata) -> Resul
 fn write_key(key: Key, model: &Model, file_type: u32, meta: &mut Metadata) -> Result<()> {
     let (h, arch) = (&model.hyper, model.spec.gguf);
     let mut count = |name: &str, n: usize| -> Result<()> {
-        let n = u32::try_from(n).map_err(|_| Error::new(Kind::Invalid, format!("{name} {n} does not fit GGUF")))?;
+        let n = u32::try_from(n)
+            .map_err(|_| Error::new(Kind::Invalid, format!("{name} {n} does not fit GGUF")))?;
         meta.set(format!("{arch}.{name}"), n);
         Ok(())
     };

@@ -49,7 +49,9 @@ pub(crate) enum RowOrder {
     AsIs,
     /// Each head of `2 * half` rows: row `2i` comes from `i` and row `2i + 1` from `half + i`. transformers pairs the two
     /// halves of a head for rope, ggml's rope pairs neighbours (`LlamaModel.permute` in `convert_hf_to_gguf.py`).
-    Interleave { half: usize },
+    Interleave {
+        half: usize,
+    },
 }
 
 impl RowOrder {
@@ -200,19 +202,30 @@ impl<'a> Names<'a> {
         }
         let offset = if rule.usage == Use::Norm { model.spec.norm_offset } else { 0.0 };
         let name = rule.gguf.replace("{}", &layer.to_string());
-        Ok(Some(Planned { name, shape, natural, rows: Rows::Source { names: found, dtype, row_len, rows_each, order, offset } }))
+        Ok(Some(Planned {
+            name,
+            shape,
+            natural,
+            rows: Rows::Source { names: found, dtype, row_len, rows_each, order, offset },
+        }))
     }
 
     /// Nothing in the checkpoint may be left behind unnoticed.
     fn check_all_used(&self) -> Result<()> {
-        let left: Vec<&str> = self.canonical.values().copied().filter(|name| !self.used.contains(name)).collect();
+        let left: Vec<&str> =
+            self.canonical.values().copied().filter(|name| !self.used.contains(name)).collect();
         if left.is_empty() {
             return Ok(());
         }
         let shown = left.iter().take(5).copied().collect::<Vec<_>>().join(", ");
         let more = if left.len() > 5 { format!(" and {} more", left.len() - 5) } else { String::new() };
-        Err(Error::new(Kind::Unsupported, format!("the model has tensors that its architecture does not: {shown}{more}"))
-            .hint("config.json may name the wrong architecture, or the model is a variant that is not supported."))
+        Err(Error::new(
+            Kind::Unsupported,
+            format!("the model has tensors that its architecture does not: {shown}{more}"),
+        )
+        .hint(
+            "config.json may name the wrong architecture, or the model is a variant that is not supported.",
+        ))
     }
 }
 
@@ -234,7 +247,8 @@ fn size(dim: Dim, h: &Hyper) -> usize {
 /// Llama 3.1's factors per frequency, as `LlamaModel.generate_extra_tensors` computes them. The frequencies are float32
 /// there (PyTorch tensors), the rest follows from them in float32 too.
 fn llama3_factors(h: &Hyper) -> Option<Planned> {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = h.rope.scaling else {
+    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = h.rope.scaling
+    else {
         return None;
     };
     let (factor, low, high, context) =
@@ -260,7 +274,10 @@ fn llama3_factors(h: &Hyper) -> Option<Planned> {
 fn longrope_factors(h: &Hyper) -> Option<[Planned; 2]> {
     let RopeScaling::LongRope { short, long, .. } = &h.rope.scaling else { return None };
     let single = |list: &[f64]| list.iter().map(|f| *f as f32).collect();
-    Some([constant("rope_factors_long.weight", single(long)), constant("rope_factors_short.weight", single(short))])
+    Some([
+        constant("rope_factors_long.weight", single(long)),
+        constant("rope_factors_short.weight", single(short)),
+    ])
 }
 
 fn constant(name: &str, values: Vec<f32>) -> Planned {

@@ -134,8 +134,8 @@ pub struct Report {
     pub encode_seconds: f64,
     /// Peak resident memory, mapped model files included.
     pub peak_memory_bytes: Option<u64>,
-    /// Memory that the program itself had allocated at the end of encoding.
-    pub anonymous_memory_bytes: Option<u64>,
+    /// Peak of the memory that the program itself had allocated while encoding.
+    pub anonymous_memory_bytes: u64,
     /// Always `valid`; an output that is not is never kept.
     pub validation_status: &'static str,
     /// Sizes, types and errors.
@@ -150,7 +150,7 @@ impl Report {
         losses: Vec<(f64, f64, f64)>,
         encoded: Duration,
         total: Duration,
-        anonymous: Option<u64>,
+        anonymous: u64,
     ) -> Report {
         let mut by_type: BTreeMap<String, (f64, f64)> = BTreeMap::new();
         for (tensor, (error, energy, nmse)) in summary.tensors.iter_mut().zip(losses) {

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use super::finite::is_finite;
 use super::plan::{Planned, RowOrder, Rows};
 use crate::error::{Error, Kind, Result};
-use crate::format::gguf::blocks::{self, Simd};
-use super::finite::is_finite;
 use crate::format::gguf::GgmlType;
+use crate::format::gguf::blocks::{self, Simd};
 use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
 
 /// A planned tensor together with its bytes.
@@ -72,7 +72,8 @@ impl<'a> RowSource<'a> {
             let end = rows.end.min((i + 1) * rows_each);
             if start < end {
                 // Reordering stays within a head, so the same range of rows is a good guess.
-                tensors.will_need(info, (start - i * rows_each) * row_bytes..(end - i * rows_each) * row_bytes);
+                tensors
+                    .will_need(info, (start - i * rows_each) * row_bytes..(end - i * rows_each) * row_bytes);
             }
         }
     }
@@ -80,6 +81,29 @@ impl<'a> RowSource<'a> {
     /// Whether rows can be copied as they are when the target type is `ty`.
     pub(crate) fn is_copy(&self, ty: GgmlType) -> bool {
         matches!(&self.planned.rows, Rows::Source { dtype, offset, .. } if dtype.ggml() == ty && *offset == 0.0)
+    }
+
+    /// Whether the rows lie in the checkpoint just as they go into a file of type `ty`, so that they need not pass through
+    /// a buffer.
+    pub(crate) fn is_direct(&self, ty: GgmlType) -> bool {
+        self.is_copy(ty) && matches!(&self.planned.rows, Rows::Source { order: RowOrder::AsIs, .. })
+    }
+
+    /// Looks for weights that are not finite in rows that are written directly.
+    ///
+    /// # Errors
+    /// `Invalid` if a weight is NaN or infinite.
+    pub(crate) fn check_finite(&self, rows: Range<usize>) -> Result<()> {
+        let Rows::Source { dtype, .. } = &self.planned.rows else { return Ok(()) };
+        let mut row = rows.start;
+        let mut result = Ok(());
+        self.for_pieces(rows, |bytes| {
+            if result.is_ok() && !is_finite(*dtype, bytes) {
+                result = Err(self.not_finite(row, bytes, *dtype));
+            }
+            row += bytes.len() / (self.row_len() * dtype.bytes());
+        });
+        result
     }
 
     /// Copies rows byte for byte.
@@ -131,7 +155,9 @@ impl<'a> RowSource<'a> {
     /// `Invalid` if a weight is NaN or infinite.
     pub(crate) fn load(&self, rows: Range<usize>, out: &mut [f32], simd: Simd) -> Result<()> {
         let Rows::Source { dtype, offset, .. } = &self.planned.rows else {
-            let Rows::Constant(values) = &self.planned.rows else { unreachable!("there are two kinds of rows") };
+            let Rows::Constant(values) = &self.planned.rows else {
+                unreachable!("there are two kinds of rows")
+            };
             out.copy_from_slice(values);
             return Ok(());
         };

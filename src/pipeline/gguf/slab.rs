@@ -32,7 +32,8 @@ pub(super) fn slabs(targets: &[Target<'_>]) -> Vec<Slab> {
     let mut slab = Vec::new();
     let mut weights = 0;
     for (tensor, target) in targets.iter().enumerate() {
-        let (row_len, row_count, each) = (target.source.row_len(), target.source.row_count(), target.source.rows_each());
+        let (row_len, row_count, each) =
+            (target.source.row_len(), target.source.row_count(), target.source.rows_each());
         let row_bytes = target.ty.bytes_for(row_len as u64).expect("the type fits the row") as usize;
         let step = (CHUNK / row_len).max(1);
         let mut row = 0;

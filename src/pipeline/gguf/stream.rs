@@ -2,6 +2,7 @@
 //! the kernel reads the one after.
 
 use std::fs::File;
+use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use rayon::prelude::*;
@@ -13,10 +14,11 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::format::gguf::blocks::{self, Simd};
 use crate::format::gguf::writer::{Layout, Writer};
+use crate::pipeline::memory;
 use crate::progress::Progress;
 use crate::source::safetensors::Tensors;
 
-/// Encodes all `targets` into `file`.
+/// Encodes all `targets` into `file`. Returns the most memory that the program had allocated at any time, in bytes.
 pub(super) fn write_all(
     file: &mut File,
     layout: Layout,
@@ -25,20 +27,23 @@ pub(super) fn write_all(
     simd: Simd,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<u64> {
     let slabs = slabs(targets);
+    let mut peak = 0;
     let (full_in, full_out) = sync_channel::<(usize, Vec<u8>)>(1);
     let (empty_in, empty_out) = sync_channel::<Vec<u8>>(3);
     let whole = &slabs;
     std::thread::scope(|scope| {
-        let writer = scope.spawn(move || write_slabs(file, layout, whole, full_out, &empty_in));
-        let encoded = encode_slabs(&slabs, tensors, targets, simd, progress, cancel, &full_in, &empty_out);
+        let writer = scope.spawn(move || write_slabs(file, layout, whole, targets, full_out, &empty_in));
+        let encoded =
+            encode_slabs(&slabs, tensors, targets, simd, progress, cancel, &full_in, &empty_out, &mut peak);
         drop(full_in);
         let written = writer.join().expect("the writing thread does not panic");
         // A failure to write ends the encoder too, so it is the cause.
         written.map_err(|e| Error::io("cannot write the output", e))?;
         encoded
-    })
+    })?;
+    Ok(peak)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -51,6 +56,7 @@ fn encode_slabs(
     cancel: &Cancel,
     full: &SyncSender<(usize, Vec<u8>)>,
     empty: &Receiver<Vec<u8>>,
+    peak: &mut u64,
 ) -> Result<()> {
     let mut current = usize::MAX;
     for (i, slab) in slabs.iter().enumerate() {
@@ -63,11 +69,11 @@ fn encode_slabs(
             progress.item(&targets[current].planned.name);
         }
         let mut buffer = empty.try_recv().unwrap_or_default();
-        buffer.resize(slab.iter().map(|c| c.bytes).sum(), 0);
+        buffer.resize(slab.iter().map(|c| buffered(targets, c)).sum(), 0);
         let mut rest = buffer.as_mut_slice();
         let mut work: Vec<(&Chunk, &mut [u8])> = Vec::with_capacity(slab.len());
         for chunk in slab {
-            let (piece, tail) = rest.split_at_mut(chunk.bytes);
+            let (piece, tail) = rest.split_at_mut(buffered(targets, chunk));
             work.push((chunk, piece));
             rest = tail;
         }
@@ -77,7 +83,9 @@ fn encode_slabs(
             progress.advance(chunk.weights as u64);
             done
         });
-        if let Some(e) = failed.filter_map(Result::err).reduce_with(|first, _| first) {
+        let failed = failed.filter_map(Result::err).reduce_with(|first, _| first);
+        *peak = memory::anonymous().unwrap_or(0).max(*peak);
+        if let Some(e) = failed {
             return Err(e);
         }
         if full.send((i, buffer)).is_err() {
@@ -88,8 +96,23 @@ fn encode_slabs(
     Ok(())
 }
 
-fn encode_chunk(target: &Target<'_>, chunk: &Chunk, out: &mut [u8], scratch: &mut Vec<f32>, simd: Simd) -> Result<()> {
+/// Bytes of a chunk that pass through the slab's buffer.
+fn buffered(targets: &[Target<'_>], chunk: &Chunk) -> usize {
+    let target = &targets[chunk.tensor];
+    if target.source.is_direct(target.ty) { 0 } else { chunk.bytes }
+}
+
+fn encode_chunk(
+    target: &Target<'_>,
+    chunk: &Chunk,
+    out: &mut [u8],
+    scratch: &mut Vec<f32>,
+    simd: Simd,
+) -> Result<()> {
     let source = &target.source;
+    if source.is_direct(target.ty) {
+        return source.check_finite(chunk.rows.clone());
+    }
     if source.is_copy(target.ty) {
         return source.copy(chunk.rows.clone(), out);
     }
@@ -108,21 +131,35 @@ fn write_slabs(
     file: &mut File,
     layout: Layout,
     slabs: &[Slab],
+    targets: &[Target<'_>],
     full: Receiver<(usize, Vec<u8>)>,
     empty: &SyncSender<Vec<u8>>,
-) -> std::io::Result<()> {
-    let mut at = 0;
+) -> io::Result<()> {
+    let mut started = 0;
     let mut writer = Writer::new(&mut *file, layout)?;
     for (i, buffer) in full {
         // Chunks of one tensor lie side by side: one write for all of them.
         let mut start = 0;
         for piece in slabs[i].chunk_by(|a, b| a.tensor == b.tensor) {
-            let end = start + piece.iter().map(|c| c.bytes).sum::<usize>();
-            writer.write(&buffer[start..end])?;
-            start = end;
+            let target = &targets[piece[0].tensor];
+            if target.source.is_direct(target.ty) {
+                let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
+                let mut result = Ok(());
+                target.source.for_pieces(rows, |bytes| {
+                    if result.is_ok() {
+                        result = writer.write(bytes);
+                    }
+                });
+                result?;
+            } else {
+                let end = start + piece.iter().map(|c| c.bytes).sum::<usize>();
+                writer.write(&buffer[start..end])?;
+                start = end;
+            }
         }
-        start_writeback(writer.get_ref(), at, buffer.len() as u64);
-        at += buffer.len() as u64;
+        let written = writer.position();
+        start_writeback(writer.get_ref(), started, written - started);
+        started = written;
         let _ = empty.try_send(buffer);
         if i + 1 == slabs.len() {
             return writer.finish().map(|_| ());

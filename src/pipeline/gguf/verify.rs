@@ -73,9 +73,13 @@ pub(super) fn verify(
         return Err(wrong(format!("{} tensors instead of {}", reader.tensors().len(), targets.len())));
     }
     for (info, target) in reader.tensors().iter().zip(targets) {
-        let same = info.name == target.planned.name && info.shape == target.planned.shape && info.ty == target.ty;
+        let same =
+            info.name == target.planned.name && info.shape == target.planned.shape && info.ty == target.ty;
         if !same {
-            return Err(wrong(format!("tensor {} is not what was planned for {}", info.name, target.planned.name)));
+            return Err(wrong(format!(
+                "tensor {} is not what was planned for {}",
+                info.name, target.planned.name
+            )));
         }
     }
     let mut losses = vec![Loss::default(); targets.len()];
@@ -126,7 +130,13 @@ struct Scratch {
     decoded: Vec<f32>,
 }
 
-fn compare(target: &Target<'_>, chunk: &Chunk, data: &[u8], scratch: &mut Scratch, simd: Simd) -> Result<Loss> {
+fn compare(
+    target: &Target<'_>,
+    chunk: &Chunk,
+    data: &[u8],
+    scratch: &mut Scratch,
+    simd: Simd,
+) -> Result<Loss> {
     if target.source.is_copy(target.ty) {
         let mut at = 0;
         let mut same = true;
@@ -142,27 +152,6 @@ fn compare(target: &Target<'_>, chunk: &Chunk, data: &[u8], scratch: &mut Scratc
     scratch.decoded.resize(chunk.weights, 0.0);
     target.source.load(chunk.rows.clone(), &mut scratch.source, simd)?;
     blocks::decode(target.ty, data, &mut scratch.decoded);
-    Ok(loss(&scratch.source, &scratch.decoded))
-}
-
-/// Sums in 16 lanes and adds those up in order: the same result on every machine, and fast.
-fn loss(source: &[f32], decoded: &[f32]) -> Loss {
-    const LANES: usize = 16;
-    let mut error = [0f64; LANES];
-    let mut energy = [0f64; LANES];
-    let (a, a_rest) = source.as_chunks::<LANES>();
-    let (b, b_rest) = decoded.as_chunks::<LANES>();
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            let difference = f64::from(a[i]) - f64::from(b[i]);
-            error[i] += difference * difference;
-            energy[i] += f64::from(a[i]) * f64::from(a[i]);
-        }
-    }
-    let mut total = Loss { error: error.iter().sum(), energy: energy.iter().sum() };
-    for (a, b) in a_rest.iter().zip(b_rest) {
-        let difference = f64::from(*a) - f64::from(*b);
-        total.add(Loss { error: difference * difference, energy: f64::from(*a) * f64::from(*a) });
-    }
-    total
+    let (error, energy) = blocks::difference(&scratch.source, &scratch.decoded, simd);
+    Ok(Loss { error, energy })
 }

@@ -13,6 +13,17 @@ pub(super) struct RemoteFile {
     pub(super) content: Content,
 }
 
+impl RemoteFile {
+    /// Whether it holds weights.
+    pub(super) fn is_weights(&self) -> bool {
+        is_weights(&self.path)
+    }
+}
+
+fn is_weights(path: &str) -> bool {
+    path.ends_with(".safetensors")
+}
+
 /// What names a file's content, and with it the blob in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
@@ -79,7 +90,6 @@ pub(super) fn select(id: &HubId, entries: Vec<RepoTreeEntry>) -> Result<Vec<Remo
             others.push(path);
         }
     }
-    let is_weights = |path: &str| path.ends_with(".safetensors");
     // The original weights of some models lie beside those in the layout of transformers.
     if files.iter().any(|f| f.path.starts_with("model") && is_weights(&f.path)) {
         files.retain(|f| !(f.path.starts_with("consolidated") && is_weights(&f.path)));

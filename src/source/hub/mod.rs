@@ -141,25 +141,31 @@ impl fmt::Debug for HubConfig {
     }
 }
 
-/// Brings what quantization needs of a model into the cache and returns its directory there.
-pub fn download(id: &HubId, progress: &dyn Progress) -> Result<PathBuf> {
-    download_with(&HubConfig::from_env(), id, &Cancel::new(), progress)
+/// How much of a model is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Everything that quantization needs.
+    Model,
+    /// The same without the weights.
+    Description,
 }
 
-/// [`download`] with a configuration of one's own, and a way to stop it; the next call goes on from there.
-pub fn download_with(
+/// Brings a model into the cache and returns its directory there. Interrupted, the next call goes on from there.
+pub fn download(
     config: &HubConfig,
     id: &HubId,
+    want: Want,
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     if config.offline {
-        return cached_with(config, id);
+        return cached(config, id);
     }
     let client = Client::new(config, id, cancel)?;
     let commit = client.commit()?;
     let cache = Cache::new(&config.cache, id);
     let mut files = listing::select(id, client.files(&commit)?)?;
+    files.retain(|file| want == Want::Model || !file.is_weights());
     files.retain(|file| !cache.has(&commit, file));
     if files.is_empty() {
         progress.detail(&format!("{id} is in the cache at commit {commit}"));
@@ -167,19 +173,14 @@ pub fn download_with(
         fetch::fetch(&client, &cache, &commit, &files, progress)?;
     }
     // Only now: a name in `refs` promises the snapshot behind it to whoever works offline.
-    if !is_commit(id.revision()) {
+    if want == Want::Model && !is_commit(id.revision()) {
         cache.write_ref(id.revision(), &commit)?;
     }
     Ok(cache.snapshot(&commit))
 }
 
 /// The directory of a model that is wholly in the cache, found without any network access.
-pub fn cached(id: &HubId) -> Result<PathBuf> {
-    cached_with(&HubConfig::from_env(), id)
-}
-
-/// [`cached`] with a configuration of one's own.
-pub fn cached_with(config: &HubConfig, id: &HubId) -> Result<PathBuf> {
+pub fn cached(config: &HubConfig, id: &HubId) -> Result<PathBuf> {
     let cache = Cache::new(&config.cache, id);
     let complete = match is_commit(id.revision()) {
         true => cache.complete_snapshot(id.revision()),

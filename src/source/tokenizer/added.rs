@@ -53,7 +53,11 @@ impl FullVocab {
     /// Not followed: what single tokenizer classes do in their own code. `Qwen2Tokenizer` for one adds
     /// `<|endoftext|>` where the files don't name it, and LLaMA's adds `<unk>`, `<s>`, `</s>`; published models
     /// have those tokens in their files.
-    pub(crate) fn load(dir: &Path, definition: &Definition, config: Option<&Map<String, Value>>) -> Result<Self> {
+    pub(crate) fn load(
+        dir: &Path,
+        definition: &Definition,
+        config: Option<&Map<String, Value>>,
+    ) -> Result<Self> {
         let json = dir.join("tokenizer.json");
         let mut vocab = FullVocab::default();
         for (token, id) in &definition.model.vocab.0 {
@@ -72,7 +76,10 @@ impl FullVocab {
                 && declared != i64::from(got)
             {
                 if !(0..super::MAX_VOCAB as i64).contains(&declared) {
-                    return Err(invalid(&json, format!("added token {content:?} has the impossible id {declared}")));
+                    return Err(invalid(
+                        &json,
+                        format!("added token {content:?} has the impossible id {declared}"),
+                    ));
                 }
                 vocab.warnings.push(format!(
                     "{}: added token {content:?} claims id {declared} but gets {got}",
@@ -91,7 +98,10 @@ impl FullVocab {
         if let Some(decoder) = named.get("added_tokens_decoder").and_then(Value::as_object) {
             for (id, token) in decoder {
                 let (id, token) = decoder_entry(id, token).ok_or_else(|| {
-                    invalid(&path, format!("entry {id:?} of added_tokens_decoder is not a token under its id"))
+                    invalid(
+                        &path,
+                        format!("entry {id:?} of added_tokens_decoder is not a token under its id"),
+                    )
                 })?;
                 by_id.insert(id, AddedToken::from(token));
             }
@@ -103,7 +113,9 @@ impl FullVocab {
             if let Some(list) = read_json::<Map<String, Value>>(&path)? {
                 let special = special_names(&named);
                 for (content, id) in list {
-                    let id = id.as_i64().ok_or_else(|| invalid(&path, format!("{content:?} has no integer id")))?;
+                    let id = id
+                        .as_i64()
+                        .ok_or_else(|| invalid(&path, format!("{content:?} has no integer id")))?;
                     let special = special.contains(&content);
                     by_id.insert(id, AddedToken { content, normalized: !special, special });
                 }
@@ -216,8 +228,10 @@ fn text(value: &Value) -> Option<&str> {
 /// Tokens with a role, then those that a class of its own names (`image_token`), then the extra ones.
 fn special_names(config: &Map<String, Value>) -> Vec<String> {
     let named = NAMED.iter().filter_map(|key| config.get(*key));
-    let others =
-        config.iter().filter(|(key, _)| key.ends_with("_token") && !NAMED.contains(&key.as_str())).map(|(_, v)| v);
+    let others = config
+        .iter()
+        .filter(|(key, _)| key.ends_with("_token") && !NAMED.contains(&key.as_str()))
+        .map(|(_, v)| v);
     // An object gives further roles their tokens.
     let extra = ["extra_special_tokens", "additional_special_tokens"].iter().find_map(|key| {
         config.get(*key).filter(|v| v.as_array().is_some_and(|a| !a.is_empty()) || v.is_object())

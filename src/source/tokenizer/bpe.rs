@@ -65,8 +65,10 @@ pub(super) fn load(
         };
         // An id fits u32: it is below MAX_VOCAB.
         let (text, kind) = match full.added(id as u32) {
-            Some(token) if full.is_added(text) => added(text, token.normalized, token.special, decoder.as_ref())
-                .map_err(|e| invalid(&path, format!("token {id} cannot be decoded: {e}")))?,
+            Some(token) if full.is_added(text) => {
+                added(text, token.normalized, token.special, decoder.as_ref())
+                    .map_err(|e| invalid(&path, format!("token {id} cannot be decoded: {e}")))?
+            }
             _ => (text.to_owned(), TokenType::Normal),
         };
         bpe.tokens.push(text.into_bytes());

@@ -125,7 +125,8 @@ impl<'de> Deserialize<'de> for Merge {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merge, A::Error> {
                 let mut half = |i| {
-                    seq.next_element::<String>()?.ok_or_else(|| serde::de::Error::invalid_length(i, &"two halves"))
+                    seq.next_element::<String>()?
+                        .ok_or_else(|| serde::de::Error::invalid_length(i, &"two halves"))
                 };
                 let (left, right) = (half(0)?, half(1)?);
                 if seq.next_element::<serde::de::IgnoredAny>()?.is_some() {
@@ -156,11 +157,16 @@ mod tests {
         assert_eq!(d.model.merges[0], Merge { text: "a b".into(), escaped: false });
         assert_eq!(d.model.merges[1], Merge { text: "xĠy Ġ".into(), escaped: true });
         let d: Definition =
-            serde_json::from_str(r#"{"model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1.5]]}}"#).unwrap();
+            serde_json::from_str(r#"{"model": {"type": "Unigram", "vocab": [["<unk>", 0], ["a", -1.5]]}}"#)
+                .unwrap();
         assert_eq!(d.model.vocab.0[1], ("a".to_owned(), 1));
-        for bad in [r#"{"model": {"vocab": {"a": -1}}}"#, r#"{"model": {"vocab": {"a": 5e9}}}"#,
-            r#"{"model": {"merges": [["a"]]}}"#, r#"{"model": {"merges": [["a", "b", "c"]]}}"#, r#"[]"#]
-        {
+        for bad in [
+            r#"{"model": {"vocab": {"a": -1}}}"#,
+            r#"{"model": {"vocab": {"a": 5e9}}}"#,
+            r#"{"model": {"merges": [["a"]]}}"#,
+            r#"{"model": {"merges": [["a", "b", "c"]]}}"#,
+            r#"[]"#,
+        ] {
             assert!(serde_json::from_str::<Definition>(bad).is_err(), "{bad}");
         }
     }

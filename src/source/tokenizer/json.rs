@@ -31,9 +31,9 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(bytes) = read_bytes(path)? else { return Ok(None) };
     // The cause names line and column.
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| Error::new(Kind::Invalid, format!("{} is not what it should be", path.display())).because(e))
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        Error::new(Kind::Invalid, format!("{} is not what it should be", path.display())).because(e)
+    })
 }
 
 /// An error of kind `Invalid` about `path`.

@@ -106,7 +106,11 @@ struct Files<'a> {
 
 impl Files<'_> {
     fn class(&self) -> &str {
-        self.config.as_ref().and_then(|c| c.get("tokenizer_class")).and_then(Value::as_str).unwrap_or_default()
+        self.config
+            .as_ref()
+            .and_then(|c| c.get("tokenizer_class"))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 
     fn llama(&self, has_model: bool) -> Result<Vocab> {
@@ -132,7 +136,9 @@ impl Files<'_> {
         vocab.add_space_prefix = space.and_then(Value::as_bool);
         match self.vocab_size {
             // CodeLlama.
-            Some(32016) => self.more_special(&mut vocab, &["prefix", "suffix", "middle", "eot"], ("eot", 32010))?,
+            Some(32016) => {
+                self.more_special(&mut vocab, &["prefix", "suffix", "middle", "eot"], ("eot", 32010))?
+            }
             // Small Granite models.
             Some(49152) => vocab.set_late_add("bos", false),
             _ => {}

@@ -289,7 +289,9 @@ mod tests {
         let deepseek = sequence(&[
             pattern("\\p{N}{1,3}"),
             pattern("[一-龥\u{3040}-ゟ゠-ヿ]+"),
-            pattern("[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"),
+            pattern(
+                "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+            ),
             bytes(false),
         ]);
         assert_eq!(known(deepseek, &[], none()), "deepseek-v3");
@@ -313,7 +315,10 @@ mod tests {
         let (got, warning) = name(sequence(&[pattern(r"\w+"), bytes(true)]), &[], json!({}));
         assert_eq!(got, "gpt-2");
         let warning = warning.unwrap();
-        assert!(warning.contains(r"\\w+") && warning.contains("--metadata tokenizer.ggml.pre=NAME"), "{warning}");
+        assert!(
+            warning.contains(r"\\w+") && warning.contains("--metadata tokenizer.ggml.pre=NAME"),
+            "{warning}"
+        );
         assert_eq!(name(json!({"type": "Whitespace"}), &[], json!({})).0, "default");
         assert_eq!(name(Value::Null, &[], json!({})).0, "default");
         let long = format!("(?:{})", "é".repeat(5000));

@@ -26,22 +26,103 @@ pub(super) const STRUCTURES: &[(&[Step], &str)] = &[
     (&[Pattern(TEKKEN), Bytes], "tekken"),
     (&[Pattern(GPT4O), Bytes], "gpt-4o"),
     (&[Pattern(r"\d{1,3}(?=(?:\d{3})*\b)"), Pattern(GPT4O), Bytes], "tiny_aya"),
-    (&[Pattern(r"[\r\n]"), PatternStart(r"\s?[A-Za-z"), PatternStart(r"\s?[!-/"), Pattern(r"\s+$"), PatternStart("[一-龥"), Digit, Bytes], "deepseek-llm"),
-    (&[Pattern(r"[\r\n]"), PatternStart(r"\s?[A-Za-z"), PatternStart(r"\s?[!-/"), Pattern(r"\s+$"), PatternStart("[一-龥"), Digits, Bytes], "deepseek-llm"),
-    (&[Pattern(r"[\r\n]"), Pattern(r"\s?\p{L}+"), Pattern(r"\s?\p{P}+"), PatternStart("[一-龥"), Digit, Bytes], "deepseek-coder"),
+    (
+        &[
+            Pattern(r"[\r\n]"),
+            PatternStart(r"\s?[A-Za-z"),
+            PatternStart(r"\s?[!-/"),
+            Pattern(r"\s+$"),
+            PatternStart("[一-龥"),
+            Digit,
+            Bytes,
+        ],
+        "deepseek-llm",
+    ),
+    (
+        &[
+            Pattern(r"[\r\n]"),
+            PatternStart(r"\s?[A-Za-z"),
+            PatternStart(r"\s?[!-/"),
+            Pattern(r"\s+$"),
+            PatternStart("[一-龥"),
+            Digits,
+            Bytes,
+        ],
+        "deepseek-llm",
+    ),
+    (
+        &[
+            Pattern(r"[\r\n]"),
+            Pattern(r"\s?\p{L}+"),
+            Pattern(r"\s?\p{P}+"),
+            PatternStart("[一-龥"),
+            Digit,
+            Bytes,
+        ],
+        "deepseek-coder",
+    ),
     (&[Pattern(r"\p{N}{1,3}"), Pattern(CJK), Pattern(DEEPSEEK3), Bytes], "deepseek-v3"),
     (&[Pattern(r"\p{N}{1,3}"), Pattern(CJK), Pattern(SPARK), Digit, Bytes], "spark2_5"),
     (&[PatternStart("[가-힣"), PatternStart(r"[^\r\n\p{L}\p{N}]?[\p{Lu}"), Bytes], "youtu"),
     (&[Punctuation, Gpt2, Digits, Pattern("[0-9][0-9][0-9]")], "falcon"),
     (&[PatternStart(BLOOM), Bytes], "bloom"),
     (&[PatternStart(BLOOM), Digit, Bytes], "viking"),
-    (&[PatternStart("<sentinel:"), PatternStart("(IMGIMG)"), PatternStart(r"([\t\n]"), Digit, Punctuation, Gpt2], "chameleon"),
-    (&[Pattern(r"\p{N}{1,3}"), Pattern(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), Bytes], "minicpm5"),
-    (&[Pattern(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"), Bytes], "seed-coder"),
-    (&[Pattern(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"), Bytes], "exaone-moe"),
-    (&[Pattern(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), Bytes], "ufakzeka"),
+    (
+        &[
+            PatternStart("<sentinel:"),
+            PatternStart("(IMGIMG)"),
+            PatternStart(r"([\t\n]"),
+            Digit,
+            Punctuation,
+            Gpt2,
+        ],
+        "chameleon",
+    ),
+    (
+        &[
+            Pattern(r"\p{N}{1,3}"),
+            Pattern(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ),
+            Bytes,
+        ],
+        "minicpm5",
+    ),
+    (
+        &[
+            Pattern(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ),
+            Bytes,
+        ],
+        "seed-coder",
+    ),
+    (
+        &[
+            Pattern(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+            ),
+            Bytes,
+        ],
+        "exaone-moe",
+    ),
+    (
+        &[
+            Pattern(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+            Bytes,
+        ],
+        "ufakzeka",
+    ),
     (&[Pattern(r"[^\n]+|[\n]+"), Pattern(QWEN2), Bytes], "laguna"),
-    (&[Pattern(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}"), Bytes], "jais-2"),
+    (
+        &[
+            Pattern(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
+            ),
+            Bytes,
+        ],
+        "jais-2",
+    ),
     (&[PatternStart(r"[\p{Han}]+|"), Bytes], "kimi-k2"),
 ];
 

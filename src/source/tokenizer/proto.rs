@@ -142,7 +142,9 @@ impl<'a> Reader<'a> {
                 let b = self.take(4)?;
                 Field::Fixed32(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             }
-            kind => return Err(self.broken(format!("field type {kind} is unknown: not a SentencePiece model"))),
+            kind => {
+                return Err(self.broken(format!("field type {kind} is unknown: not a SentencePiece model")));
+            }
         };
         match tag >> 3 {
             0 => Err(self.broken("field number 0: not a SentencePiece model")),
@@ -176,7 +178,8 @@ pub(crate) mod tests {
 
     #[test]
     fn reads_pieces_and_skips_the_rest() {
-        let bytes = model(&[("<unk>", 0.0, 2), ("▁a", -1.5, 1), ("<0x0A>", -2.0, 6), ("u", 0.0, 4), ("x", 0.0, 5)]);
+        let bytes =
+            model(&[("<unk>", 0.0, 2), ("▁a", -1.5, 1), ("<0x0A>", -2.0, 6), ("u", 0.0, 4), ("x", 0.0, 5)]);
         let got = pieces(&bytes, Path::new("tokenizer.model")).unwrap();
         assert_eq!(got.len(), 5);
         assert_eq!(got[1], Piece { text: "▁a".into(), score: -1.5, kind: PieceKind::Normal });
@@ -196,7 +199,8 @@ pub(crate) mod tests {
                 let _ = pieces(&changed, path);
             }
         }
-        let e = pieces(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], path).unwrap_err();
+        let e =
+            pieces(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], path).unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid);
         assert!(e.to_string().contains("tokenizer.model") && e.to_string().contains("byte"), "{e}");
         assert!(pieces(b"", path).is_err());

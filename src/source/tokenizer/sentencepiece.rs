@@ -60,7 +60,9 @@ pub(super) fn load(
         warnings: Vec::new(),
     };
     if pieces.len() > n {
-        vocab.warnings.push(format!("{}: pieces from {n} on are left out, the model has none", path.display()));
+        vocab
+            .warnings
+            .push(format!("{}: pieces from {n} on are left out, the model has none", path.display()));
     }
     for (id, piece) in pieces.into_iter().take(n).enumerate() {
         vocab.tokens[id] = piece.text;
@@ -167,7 +169,8 @@ pub(super) fn load_llama_hf(
     // Roles that LLaMA's tokenizer classes have without naming them.
     let class = config.and_then(|c| c.get("tokenizer_class")).and_then(Value::as_str).unwrap_or_default();
     let llama = class.starts_with("Llama") || class.starts_with("CodeLlama");
-    let is_special = |text: &str| full.is_special(text) || (llama && ["<unk>", "<s>", "</s>"].contains(&text));
+    let is_special =
+        |text: &str| full.is_special(text) || (llama && ["<unk>", "<s>", "</s>"].contains(&text));
     for (id, text) in full.by_id(base).into_iter().enumerate() {
         let text = text.ok_or_else(|| invalid(&path, format!("id {id} has no token")))?;
         vocab.types.push(if is_byte(text) {
@@ -180,7 +183,11 @@ pub(super) fn load_llama_hf(
         vocab.tokens.push(text.as_bytes().to_vec());
     }
     for (_, token) in full.all_added().filter(|(id, _)| *id as usize >= base) {
-        vocab.types.push(if is_special(&token.content) { TokenType::Control } else { TokenType::UserDefined });
+        vocab.types.push(if is_special(&token.content) {
+            TokenType::Control
+        } else {
+            TokenType::UserDefined
+        });
         vocab.tokens.push(token.content.as_bytes().to_vec());
     }
     vocab.scores = vec![-1000.0; vocab.tokens.len()];

@@ -95,7 +95,9 @@ impl Special {
                     self.ids.push((role.to_owned(), u32::try_from(id).unwrap_or(u32::MAX)));
                 }
             }
-            _ => self.warnings.push(format!("the id {id} of the {role} token is out of range and is left out")),
+            _ => {
+                self.warnings.push(format!("the id {id} of the {role} token is out of range and is left out"))
+            }
         }
     }
 
@@ -236,7 +238,8 @@ impl Template<'_> {
         if self.config.is_none() {
             return;
         }
-        let first = |key: &str, other: &Value| processor.get(key).and_then(|v| v.get(0)).unwrap_or(other).clone();
+        let first =
+            |key: &str, other: &Value| processor.get(key).and_then(|v| v.get(0)).unwrap_or(other).clone();
         if falsy(&named.cls) {
             named.cls = first("cls", &named.bos);
             self.rename("cls_token", &named.cls);
@@ -280,7 +283,8 @@ impl Template<'_> {
         }
         let separates =
             |place: &Value| item(place, "SpecialToken").is_some_and(|t| *t == named.sep || *t == named.eos);
-        let add = (separates(&between[0]) && last.is_none()) || (between.len() == 2 && separates(&between[1]));
+        let add =
+            (separates(&between[0]) && last.is_none()) || (between.len() == 2 && separates(&between[1]));
         self.special.set_add("sep", add);
         if add && falsy(&named.sep) {
             self.rename("sep_token", &named.eos);
@@ -303,7 +307,9 @@ impl Template<'_> {
         let known = *first == named.bos || *first == named.cls;
         self.special.set_add("bos", known);
         if !known {
-            self.special.warnings.push(format!("tokenizer.json puts {first} first, which is not the bos token"));
+            self.special
+                .warnings
+                .push(format!("tokenizer.json puts {first} first, which is not the bos token"));
         }
     }
 
@@ -351,7 +357,9 @@ fn chat_template(
                 .collect(),
         )),
         _ => {
-            warnings.push("tokenizer_config.json: chat_template is neither text nor a list, and is left out".into());
+            warnings.push(
+                "tokenizer_config.json: chat_template is neither text nor a list, and is left out".into(),
+            );
             None
         }
     })
@@ -362,7 +370,9 @@ fn template_files(dir: &Path) -> Result<Option<Value>> {
     if let Some(text) = read_text(&dir.join("chat_template.jinja"))? {
         let mut more = Vec::new();
         if let Ok(entries) = std::fs::read_dir(dir.join("additional_chat_templates")) {
-            more.extend(entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "jinja")));
+            more.extend(
+                entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "jinja")),
+            );
         }
         if more.is_empty() {
             return Ok(Some(Value::String(text)));

@@ -102,6 +102,7 @@ fn write<const BITS: u32>(scale: f32, min: f32, levels: &[u8; 32], out: &mut [u8
 }
 
 /// Decodes one block (`dequantize_row_q4_1`, `dequantize_row_q5_1`).
+#[inline(always)]
 pub(super) fn decode<const BITS: u32>(src: &[u8], dst: &mut [f32]) {
     let (scale, min) = (read_f16(src), read_f16(&src[2..]));
     for (y, level) in dst.iter_mut().zip(unpack_levels::<BITS>(&src[4..])) {

@@ -256,11 +256,13 @@ fn decode_levels(packed: &[u8], scale: f32, dst: &mut [f32]) {
 }
 
 /// Decodes one block of IQ4_NL (`dequantize_row_iq4_nl`).
+#[inline(always)]
 pub(super) fn decode_nl(src: &[u8], dst: &mut [f32]) {
     decode_levels(&src[2..], read_f16(src), dst);
 }
 
 /// Decodes one block of IQ4_XS (`dequantize_row_iq4_xs`).
+#[inline(always)]
 pub(super) fn decode_xs(src: &[u8], dst: &mut [f32]) {
     let scale = read_f16(src);
     let high = u16::from_le_bytes([src[2], src[3]]);

@@ -8,6 +8,7 @@
 mod affine32;
 #[cfg(test)]
 mod corpus;
+mod difference;
 mod half_types;
 mod iq4;
 mod lanes;
@@ -31,8 +32,11 @@ mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use difference::difference;
 pub use half_types::{bf16_to_f32, f16_to_f32, f32_from_le};
+use lanes::Lanes;
 use rows::Rows;
+use simd::Kernel;
 pub use simd::Simd;
 
 use super::types::{self, GgmlType};
@@ -89,27 +93,46 @@ pub fn encode(
 pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) {
     assert!(dst.len().is_multiple_of(ty.block_len()), "{} weights in {ty}", dst.len());
     assert_eq!(src.len(), dst.len() / ty.block_len() * ty.block_bytes(), "bytes for {} weights", dst.len());
-    let block: fn(&[u8], &mut [f32]) = match ty {
-        GgmlType::F32 => return f32_from_le(src, dst, Simd::best()),
-        GgmlType::F16 => return f16_to_f32(src, dst, Simd::best()),
-        GgmlType::BF16 => return bf16_to_f32(src, dst, Simd::best()),
-        GgmlType::Q8_0 => q8_0::decode,
-        GgmlType::Q4_0 => symmetric32::decode::<4>,
-        GgmlType::Q5_0 => symmetric32::decode::<5>,
-        GgmlType::Q4_1 => affine32::decode::<4>,
-        GgmlType::Q5_1 => affine32::decode::<5>,
-        GgmlType::Q2_K => q2_k::decode,
-        GgmlType::Q3_K => q3_k::decode,
-        GgmlType::Q4_K => q4_k_q5_k::decode::<4>,
-        GgmlType::Q5_K => q4_k_q5_k::decode::<5>,
-        GgmlType::Q6_K => q6_k::decode,
-        GgmlType::IQ4_NL => iq4::decode_nl,
-        GgmlType::IQ4_XS => iq4::decode_xs,
-        GgmlType::TQ1_0 => tq::decode_tq1,
-        GgmlType::TQ2_0 => tq::decode_tq2,
+    match ty {
+        GgmlType::F32 => f32_from_le(src, dst, Simd::best()),
+        GgmlType::F16 => f16_to_f32(src, dst, Simd::best()),
+        GgmlType::BF16 => bf16_to_f32(src, dst, Simd::best()),
+        GgmlType::Q8_0 => each_block::<32, 34>(src, dst, q8_0::decode),
+        GgmlType::Q4_0 => each_block::<32, 18>(src, dst, symmetric32::decode::<4>),
+        GgmlType::Q5_0 => each_block::<32, 22>(src, dst, symmetric32::decode::<5>),
+        GgmlType::Q4_1 => each_block::<32, 20>(src, dst, affine32::decode::<4>),
+        GgmlType::Q5_1 => each_block::<32, 24>(src, dst, affine32::decode::<5>),
+        GgmlType::Q2_K => each_block::<256, 84>(src, dst, q2_k::decode),
+        GgmlType::Q3_K => each_block::<256, 110>(src, dst, q3_k::decode),
+        GgmlType::Q4_K => each_block::<256, 144>(src, dst, q4_k_q5_k::decode::<4>),
+        GgmlType::Q5_K => each_block::<256, 176>(src, dst, q4_k_q5_k::decode::<5>),
+        GgmlType::Q6_K => each_block::<256, 210>(src, dst, q6_k::decode),
+        GgmlType::IQ4_NL => each_block::<32, 18>(src, dst, iq4::decode_nl),
+        GgmlType::IQ4_XS => each_block::<256, 136>(src, dst, iq4::decode_xs),
+        GgmlType::TQ1_0 => each_block::<256, 54>(src, dst, tq::decode_tq1),
+        GgmlType::TQ2_0 => each_block::<256, 66>(src, dst, tq::decode_tq2),
         _ => panic!("{ty} is not a type that can be read"),
-    };
-    for (src, dst) in src.chunks_exact(ty.block_bytes()).zip(dst.chunks_exact_mut(ty.block_len())) {
-        block(src, dst);
     }
+}
+
+/// Decodes blocks of `BYTES` bytes to `LEN` weights, compiled for the best instruction set.
+fn each_block<const LEN: usize, const BYTES: usize>(
+    src: &[u8],
+    dst: &mut [f32],
+    block: impl Fn(&[u8], &mut [f32]),
+) {
+    struct Decoder<'a, F, const LEN: usize, const BYTES: usize> {
+        src: &'a [u8],
+        dst: &'a mut [f32],
+        block: F,
+    }
+    impl<F: Fn(&[u8], &mut [f32]), const LEN: usize, const BYTES: usize> Kernel for Decoder<'_, F, LEN, BYTES> {
+        #[inline(always)]
+        fn run<V: Lanes>(self) {
+            for (src, dst) in self.src.as_chunks::<BYTES>().0.iter().zip(self.dst.as_chunks_mut::<LEN>().0) {
+                (self.block)(src, dst);
+            }
+        }
+    }
+    Simd::best().run(Decoder::<_, LEN, BYTES> { src, dst, block });
 }

@@ -140,6 +140,7 @@ fn write<V: Lanes>(x: &[f32], found: &Found, s: usize, out: &mut [u8]) {
 }
 
 /// Decodes one block (`dequantize_row_q2_K`).
+#[inline(always)]
 pub(super) fn decode(src: &[u8], dst: &mut [f32]) {
     let (scale, min) = (read_f16(&src[80..]), read_f16(&src[82..]));
     for (j, y) in dst.chunks_exact_mut(SUBS).enumerate() {

@@ -185,6 +185,7 @@ fn unpack_scale(packed: &[u8], j: usize) -> f32 {
 }
 
 /// Decodes one block (`dequantize_row_q3_K`).
+#[inline(always)]
 pub(super) fn decode(src: &[u8], dst: &mut [f32]) {
     let scale = read_f16(&src[108..]);
     for (j, y) in dst.chunks_exact_mut(SUBS).enumerate() {

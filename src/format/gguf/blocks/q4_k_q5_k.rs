@@ -223,6 +223,7 @@ fn unpack_scale(packed: &[u8], j: usize) -> (u8, u8) {
 }
 
 /// Decodes one block (`dequantize_row_q4_K`, `dequantize_row_q5_K`).
+#[inline(always)]
 pub(super) fn decode<const BITS: u32>(src: &[u8], dst: &mut [f32]) {
     let (scale, min) = (read_f16(src), read_f16(&src[2..]));
     let (high, low) = src[16..].split_at(block_bytes(BITS) - QK_K / 2 - 16);

@@ -121,6 +121,7 @@ fn write<V: Lanes>(x: &[f32], found: &Found, s: usize, out: &mut [u8]) {
 }
 
 /// Decodes one block (`dequantize_row_q6_K`).
+#[inline(always)]
 pub(super) fn decode(src: &[u8], dst: &mut [f32]) {
     let scale = read_f16(&src[208..]);
     for (j, y) in dst.chunks_exact_mut(SUBS).enumerate() {

@@ -49,6 +49,7 @@ pub(super) fn largest_magnitude<V: Lanes>(x: &[f32]) -> f32 {
 }
 
 /// Decodes one block (`dequantize_row_q8_0`).
+#[inline(always)]
 pub(super) fn decode(src: &[u8], dst: &mut [f32]) {
     let scale = read_f16(src);
     for (y, &level) in dst.iter_mut().zip(&src[2..]) {

@@ -138,6 +138,7 @@ pub(super) fn unpack_levels<const BITS: u32>(packed: &[u8]) -> [u8; 32] {
 }
 
 /// Decodes one block (`dequantize_row_q4_0`, `dequantize_row_q5_0`).
+#[inline(always)]
 pub(super) fn decode<const BITS: u32>(src: &[u8], dst: &mut [f32]) {
     let scale = read_f16(src);
     for (y, level) in dst.iter_mut().zip(unpack_levels::<BITS>(&src[2..])) {

@@ -74,6 +74,7 @@ fn pack_base_3(levels: &[u8], per_byte: usize, out: &mut [u8]) {
 }
 
 /// Decodes one block of TQ1_0 (`dequantize_row_tq1_0`).
+#[inline(always)]
 pub(super) fn decode_tq1(src: &[u8], dst: &mut [f32]) {
     let scale = read_f16(&src[52..]);
     for (byte, bytes, weight, per_byte) in PARTS {
@@ -88,6 +89,7 @@ pub(super) fn decode_tq1(src: &[u8], dst: &mut [f32]) {
 }
 
 /// Decodes one block of TQ2_0 (`dequantize_row_tq2_0`).
+#[inline(always)]
 pub(super) fn decode_tq2(src: &[u8], dst: &mut [f32]) {
     let scale = read_f16(&src[64..]);
     for (i, y) in dst.iter_mut().enumerate() {
