@@ -217,6 +217,7 @@ fn metadata_that_cannot_be() {
     for (setting, words) in [
         ("general.name", ["general.name", "KEY=VALUE"]),
         ("=x", ["'=x'", "KEY=VALUE"]),
+        ("general.alignment=64", ["general.alignment", "cannot set"]),
         ("a.b=int:x", ["a.b", "'x' is no int"]),
         ("a.b=int:4294967296", ["a.b", "no int"]),
         ("a.b=float:inf", ["a.b", "no float"]),
