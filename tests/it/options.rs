@@ -1,7 +1,9 @@
 //! Options of `quantize` that change what is written.
 
+use llm_quantize::format::gguf::level::LEVELS;
 use serde_json::{Value as Json, json};
 
+use crate::checkpoint::Case;
 use crate::gguf_file::{File, Value, bits};
 use crate::support::{data, imatrix, model, quantize, quantized, run, text};
 
@@ -186,5 +188,23 @@ fn both_formats_of_importance_give_the_same_tensors() {
     assert_eq!(new.tensors.len(), old.tensors.len());
     for (a, b) in new.tensors.iter().zip(&old.tensors) {
         assert!((&a.name, a.ty, &a.data) == (&b.name, b.ty, &b.data), "{} differs", a.name);
+    }
+}
+
+/// Tensors of zeros, and of weights that float16 scales can hardly hold or not at all, are written as llama.cpp does.
+#[test]
+fn weights_near_zero_are_no_error() {
+    let case = Case::of("llama");
+    for size in [0.0, -0.0, 1e-39, 1e-30, 1e-8, 3e-8, 1e-7, 1e-6, 1e-5, 1e-4] {
+        case.edit_weights(|weights| {
+            // Rows of 256 weights, which every type can hold.
+            for t in weights.iter_mut().filter(|t| t.name.ends_with("mlp.down_proj.weight")) {
+                let len = t.shape.iter().product::<usize>();
+                (0..len).for_each(|i| t.set(i, size * [1.0, -0.5, 0.25, -1.0, 0.0, 0.75, 1.0][i % 7]));
+            }
+        });
+        for level in LEVELS.iter().filter(|level| level.name != "Q2_K_S") {
+            case.quantize(level.name, &["--force", "--verbosity", "quiet"]).success();
+        }
     }
 }
