@@ -1,7 +1,38 @@
 //! Tests of the whole program.
 
+/// What can be wrong with a configuration, a tokenizer, an option or an output.
+mod bad_config;
+/// What can be wrong with weights.
+mod bad_input;
+/// Models that the tests write or change.
+mod checkpoint;
+/// What each command and option does and prints.
+mod commands;
+/// An independent parser of what the program writes.
+mod gguf_file;
+/// Digests of llama.cpp's own files.
+mod golden;
+/// GGUF files that lie.
+mod hostile_gguf;
+/// Downloads from a Hub on this machine.
 #[cfg(feature = "hub")]
 mod hub;
+/// The Hub on this machine.
 #[cfg(feature = "hub")]
 mod hub_server;
+/// Importance matrices that llama-imatrix wrote, and damaged ones.
 mod imatrix;
+/// Signals in the middle of the work.
+mod interrupt;
+/// Options of `quantize` that change what is written.
+mod options;
+/// Random small models.
+mod property;
+/// Another project's reader.
+mod readers;
+/// The same bytes, however the work is done.
+mod same_bytes;
+/// The same weights in several shards or another type.
+mod sources;
+/// What the tests share.
+mod support;

@@ -104,6 +104,10 @@ impl FromStr for Setting {
                 format!("--metadata '{s}' is not of the form KEY=VALUE or KEY=TYPE:VALUE"),
             )
         })?;
+        if key == "general.alignment" {
+            let message = "--metadata cannot set general.alignment: it says how the file is laid out";
+            return Err(Error::new(Kind::Usage, message));
+        }
         let kind = ["int", "float", "bool", "str"]
             .into_iter()
             .find(|k| value.strip_prefix(k).is_some_and(|rest| rest.starts_with(':')));
@@ -161,7 +165,7 @@ mod tests {
         assert_eq!(typed("a=b=c", None).unwrap(), Value::from("b=c"));
         assert_eq!(typed("a=true", None).unwrap(), Value::Bool(true));
         assert_eq!(typed("a=http://x", None).unwrap(), Value::from("http://x"));
-        for bad in ["a", "=1", "a=int:x", "a=float:inf"] {
+        for bad in ["a", "=1", "a=int:x", "a=float:inf", "general.alignment=64"] {
             assert_eq!(typed(bad, None).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
     }

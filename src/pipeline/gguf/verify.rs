@@ -43,12 +43,38 @@ impl Loss {
 fn bound(ty: GgmlType) -> f64 {
     match ty {
         GgmlType::F32 => 0.0,
-        // Subnormal float16 weights lose more than half a unit of their own last place.
-        GgmlType::F16 => 1e-3,
+        GgmlType::F16 => 0.25 / (1u64 << 20) as f64 * 1.0001,
         GgmlType::BF16 => 0.25 / (1u64 << 16) as f64 * 1.0001,
         GgmlType::Q8_0 => 8.0 / (127.0 * 127.0) * 1.01,
         _ => 1.0,
     }
+}
+
+/// How far a weight may be off whatever its size, because floats near zero are no longer relative to it: half of the
+/// smallest float, times what a block multiplies its float16 scale (and minimum) with at most. Tensors that are all but
+/// zero, as pruning leaves them, are written like any other.
+fn floor(ty: GgmlType) -> f64 {
+    let half = 2f64.powi(-25);
+    match ty {
+        GgmlType::F32 => 0.0,
+        GgmlType::BF16 => 2f64.powi(-134),
+        GgmlType::F16 | GgmlType::TQ1_0 | GgmlType::TQ2_0 => half,
+        GgmlType::Q4_0 => 8.0 * half,
+        GgmlType::Q4_1 | GgmlType::Q5_0 => 16.0 * half,
+        GgmlType::Q5_1 => 32.0 * half,
+        GgmlType::Q2_K => (15.0 * 3.0 + 15.0) * half,
+        GgmlType::Q4_K => (63.0 * 15.0 + 63.0) * half,
+        GgmlType::Q5_K => (63.0 * 31.0 + 63.0) * half,
+        GgmlType::Q3_K => 32.0 * 4.0 * half,
+        GgmlType::Q6_K => 128.0 * 32.0 * half,
+        GgmlType::IQ4_XS => 32.0 * 127.0 * half,
+        _ => 127.0 * half,
+    }
+}
+
+/// The squared error that a tensor of `weights` weights may have: both errors together, by the triangle inequality.
+fn allowed(ty: GgmlType, weights: u64, energy: f64) -> f64 {
+    ((bound(ty) * energy).sqrt() + (weights as f64).sqrt() * floor(ty)).powi(2)
 }
 
 /// Checks the file at `path`: header, alignment, every tensor's name, shape, type and size, and its weights against the
@@ -109,14 +135,16 @@ pub(super) fn verify(
         }
     }
     for (target, loss) in targets.iter().zip(&losses) {
-        let nmse = loss.nmse();
-        // The negation catches NaN, which a scale that overflowed leads to.
-        if !(nmse <= bound(target.ty)) {
+        let allowed = allowed(target.ty, target.planned.len(), loss.energy);
+        // Neither NaN nor infinity, which a scale that overflowed leads to, is below anything.
+        let within = loss.error <= allowed;
+        if !within {
             return Err(wrong(format!(
-                "tensor {} as {} differs from its source by an NMSE of {nmse:e} (at most {:e} can be)",
+                "tensor {} as {} differs from its source by an NMSE of {:e} (at most {:e} can be)",
                 target.planned.name,
                 target.ty,
-                bound(target.ty)
+                loss.nmse(),
+                allowed / loss.energy
             ))
             .hint("Weights beyond the range of float16 scales cannot be held; keep this tensor in F32 or BF16 with --tensor-type."));
         }
@@ -154,4 +182,19 @@ fn compare(
     blocks::decode(target.ty, data, &mut scratch.decoded);
     let (error, energy) = blocks::difference(&scratch.source, &scratch.decoded, simd);
     Ok(Loss { error, energy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_weights_may_vanish_and_large_ones_may_not() {
+        // A million weights of 1e-7 that a block of Q8_0 cannot tell from zero, and as many of 1.
+        assert!(1e6 * 1e-14 <= allowed(GgmlType::Q8_0, 1_000_000, 1e6 * 1e-14));
+        assert!(1e6 * 1e-3 > allowed(GgmlType::Q8_0, 1_000_000, 1e6));
+        assert_eq!(allowed(GgmlType::F32, 1_000_000, 1e6), 0.0);
+        let within = |error: f64| error <= allowed(GgmlType::Q4_K, 256, 1.0);
+        assert!(within(0.0) && !within(f64::NAN) && !within(f64::INFINITY));
+    }
 }

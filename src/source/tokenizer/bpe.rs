@@ -37,6 +37,10 @@ pub(super) fn load(
             (&parts, dir.join("vocab.json"))
         }
     };
+    if definition.model.vocab.0.is_empty() {
+        return Err(invalid(&path, "the vocabulary is empty")
+            .hint("Get the tokenizer's files of the model again; a model without tokens is useless."));
+    }
     let full = FullVocab::load(dir, definition, config)?;
     let n = vocab_size.unwrap_or(full.len());
     super::check_size(n, &path)?;

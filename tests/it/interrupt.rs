@@ -1,0 +1,65 @@
+//! A signal in the middle of the work: the right exit code, and nothing left behind.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::{Case, Llama};
+use crate::support::{arguments, entries, program};
+
+/// About 100 MB of bfloat16, at a level that takes seconds.
+fn large() -> Case {
+    let sizes = Llama {
+        hidden: 1024,
+        layers: 4,
+        heads: 16,
+        kv_heads: 16,
+        head_dim: 64,
+        feed_forward: 2816,
+        vocab: 2048,
+        tied: true,
+    };
+    Case::generate(&sizes, 1)
+}
+
+/// Whether the temporary file of the output is there.
+fn has_started(case: &Case) -> bool {
+    entries(&case.out()).iter().any(|name| name.starts_with('.') && name.ends_with(".tmp"))
+}
+
+#[track_caller]
+fn assert_stops(case: &Case, signal: libc::c_int, format: &[&str]) -> String {
+    let args = arguments(&case.model(), "Q2_K", &case.out(), &[&["--simd", "portable"], format].concat());
+    let mut child = program()
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !has_started(case) {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it never began to write");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: the process is our child and has not been waited for, so its id is still its own.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    let signalled = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(signalled.elapsed() < Duration::from_secs(10), "it stops soon");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8(text).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert_eq!(entries(&case.out()), [""; 0], "nothing is left behind");
+    text
+}
+
+#[test]
+fn signals_leave_nothing_behind() {
+    let case = large();
+    let text = assert_stops(&case, libc::SIGINT, &[]);
+    assert!(text.contains("interrupted"), "{text}");
+    assert_stops(&case, libc::SIGTERM, &[]);
+    let text = assert_stops(&case, libc::SIGINT, &["--format", "json"]);
+    assert!(text.contains(r#""error_code": 130"#) && text.contains(r#""Interrupted""#), "{text}");
+}
