@@ -38,6 +38,9 @@ pub(super) fn load(
         }
     };
     let full = FullVocab::load(dir, definition, config)?;
+    if full.base_len() == 0 {
+        return Err(invalid(&path, "the vocabulary is empty"));
+    }
     let n = vocab_size.unwrap_or(full.len());
     super::check_size(n, &path)?;
     if let Some(max) = full.max_id().filter(|id| *id as usize >= n) {
