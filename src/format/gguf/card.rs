@@ -5,10 +5,12 @@ use crate::source::card::{Card, Origin, Sampling};
 
 /// Sets the `general.*` keys of a card.
 ///
-/// The converter writes `general.architecture` and `general.type` before them.
+/// The converter writes `general.architecture` and `general.type` before them. It leaves empty text out.
 pub fn write_card(card: &Card, meta: &mut Metadata) {
     write_sampling(&card.sampling, meta);
-    meta.set("general.name", card.name.as_str());
+    if !card.name.is_empty() {
+        meta.set("general.name", card.name.as_str());
+    }
     for (key, value) in [
         ("author", &card.author),
         ("version", &card.version),
@@ -25,8 +27,8 @@ pub fn write_card(card: &Card, meta: &mut Metadata) {
         ("source.uuid", &card.source_uuid),
         ("source.repo_url", &card.source_repo_url),
     ] {
-        if let Some(value) = value {
-            meta.set(format!("general.{key}"), value.as_str());
+        if let Some(value) = value.as_deref().filter(|v| !v.is_empty()) {
+            meta.set(format!("general.{key}"), value);
         }
     }
     write_origins("general.base_model", card.base_models.as_deref(), meta);
@@ -41,7 +43,7 @@ fn write_sampling(sampling: &Sampling, meta: &mut Metadata) {
             meta.set(format!("general.sampling.{key}"), value);
         }
     };
-    set("sequence", sampling.sequence.as_deref().map(Value::from));
+    set("sequence", sampling.sequence.as_deref().filter(|s| !s.is_empty()).map(Value::from));
     set("top_k", sampling.top_k.map(Value::I32));
     set("top_p", sampling.top_p.map(Value::F32));
     set("min_p", sampling.min_p.map(Value::F32));
@@ -70,9 +72,9 @@ fn write_origins(prefix: &str, origins: Option<&[Origin]>, meta: &mut Metadata) 
             ("uuid", &origin.uuid),
             ("repo_url", &origin.repo_url),
         ] {
-            if let Some(value) = value {
+            if let Some(value) = value.as_deref().filter(|v| !v.is_empty()) {
                 // Not `Metadata::set`, whose search would make a long list slow.
-                meta.push_unchecked(format!("{prefix}.{i}.{key}"), value.as_str().into());
+                meta.push_unchecked(format!("{prefix}.{i}.{key}"), value.into());
             }
         }
     }

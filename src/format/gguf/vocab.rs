@@ -39,7 +39,7 @@ pub fn write_vocab(vocab: &Vocab, meta: &mut Metadata) {
     }
     match &vocab.chat_template {
         None => {}
-        Some(ChatTemplate::One(text)) => meta.set("tokenizer.chat_template", text.as_str()),
+        Some(ChatTemplate::One(text)) => write_text("tokenizer.chat_template", text, meta),
         Some(ChatTemplate::Named(list)) => write_templates(list, meta),
     }
     if let Some(v) = vocab.lowercase {
@@ -101,7 +101,7 @@ fn write_templates(list: &[(String, String)], meta: &mut Metadata) {
         if name == "default" {
             default = Some(text);
         } else if !name.is_empty() {
-            meta.set(format!("tokenizer.chat_template.{name}"), text.as_str());
+            write_text(&format!("tokenizer.chat_template.{name}"), text, meta);
             if !names.contains(&name.clone().into_bytes()) {
                 names.push(name.into_bytes());
             }
@@ -111,6 +111,13 @@ fn write_templates(list: &[(String, String)], meta: &mut Metadata) {
         meta.set("tokenizer.chat_templates", Value::Array(Array::Str(names)));
     }
     if let Some(text) = default {
-        meta.set("tokenizer.chat_template", text.as_str());
+        write_text("tokenizer.chat_template", text, meta);
+    }
+}
+
+/// Empty text is left out.
+fn write_text(key: &str, text: &str, meta: &mut Metadata) {
+    if !text.is_empty() {
+        meta.set(key, text);
     }
 }

@@ -60,7 +60,7 @@ mod tests {
             (500, "0.50K"),
             (501, "0.5K"),
             (1_250_000, "1.2M"),
-            (1_350_000, "1.4M"),
+            (1_350_000, "1.3M"),
         ];
         for (total, want) in cases {
             assert_eq!(size_label(ParamCounts { total, ..Default::default() }), want, "{total}");

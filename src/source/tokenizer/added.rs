@@ -50,9 +50,9 @@ impl FullVocab {
     /// `added_tokens.json`; then tokens with a role (`bos_token` and so on); then extra special tokens. As
     /// there, a token that is new gets the next free id, whatever id was declared for it.
     ///
-    /// Not followed: what single tokenizer classes do in their own code. `Qwen2Tokenizer` for one adds
-    /// `<|endoftext|>` where the files don't name it, and LLaMA's adds `<unk>`, `<s>`, `</s>`; published models
-    /// have those tokens in their files.
+    /// Some tokenizer classes have tokens of their own, see [`class_of`]. Not followed is that these read
+    /// `added_tokens` of `tokenizer.json` only where `tokenizer_config.json` lists none; published models have
+    /// the same tokens in both.
     pub(crate) fn load(
         dir: &Path,
         definition: &Definition,
@@ -129,9 +129,16 @@ impl FullVocab {
         for token in by_id.into_values() {
             self.add(token).map_err(|what| invalid(&path, what))?;
         }
+        let class = class_of(dir, &named)?;
+        for role in class.map_or(&[][..], |c| c.roles) {
+            // A role that is set to null has no token.
+            named.entry(role.0).or_insert_with(|| role.1.into());
+        }
         self.special = special_names(&named);
         for content in self.special.clone() {
-            if !self.added_index.contains_key(&content) {
+            // These classes make all of them special, whatever the files say.
+            let again = class.is_some_and(|c| c.marks_all);
+            if again || !self.added_index.contains_key(&content) {
                 let token = AddedToken { content, normalized: false, special: true };
                 self.add(token).map_err(|what| invalid(&path, what))?;
             }
@@ -210,6 +217,53 @@ impl FullVocab {
         }
         texts
     }
+}
+
+/// A tokenizer class that names tokens itself.
+#[derive(Debug)]
+struct Class {
+    /// Tokens of roles that the files leave out.
+    roles: &'static [(&'static str, &'static str)],
+    marks_all: bool,
+}
+
+const QWEN2: Class = Class {
+    roles: &[("unk_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")],
+    marks_all: true,
+};
+const GPT2: Class = Class {
+    roles: &[("unk_token", "<|endoftext|>"), ("bos_token", "<|endoftext|>"), ("eos_token", "<|endoftext|>")],
+    marks_all: false,
+};
+const GEMMA: Class = Class {
+    roles: &[
+        ("unk_token", "<unk>"),
+        ("bos_token", "<bos>"),
+        ("eos_token", "<eos>"),
+        ("pad_token", "<pad>"),
+        ("mask_token", "<mask>"),
+    ],
+    marks_all: false,
+};
+
+/// The class that transformers 5 takes: for Qwen2 always its own, for some families the plain one, else the one
+/// that `tokenizer_config.json` names or, without a name, the family's.
+fn class_of(dir: &Path, config: &Map<String, Value>) -> Result<Option<&'static Class>> {
+    let model: Option<Value> = read_json(&dir.join("config.json"))?;
+    let family = model.as_ref().and_then(|m| m.get("model_type")).and_then(Value::as_str).unwrap_or_default();
+    let named = config.get("tokenizer_class").and_then(Value::as_str);
+    let class = match (family, named.map(|n| n.trim_end_matches("Fast"))) {
+        ("qwen2", _) => Some(&QWEN2),
+        ("phi3" | "phimoe" | "mistral" | "mixtral", _) => None,
+        (_, Some("Qwen2Tokenizer")) => Some(&QWEN2),
+        (_, Some("GPT2Tokenizer")) => Some(&GPT2),
+        (_, Some("GemmaTokenizer")) => Some(&GEMMA),
+        (_, Some(_)) => None,
+        ("qwen2_moe" | "qwen3" | "qwen3_moe", None) => Some(&QWEN2),
+        ("gemma" | "gemma2" | "gemma3" | "gemma3_text", None) => Some(&GEMMA),
+        _ => None,
+    };
+    Ok(class)
 }
 
 /// An entry of `added_tokens_decoder`: its id and token.

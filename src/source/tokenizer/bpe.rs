@@ -42,6 +42,9 @@ pub(super) fn load(
             .hint("Get the tokenizer's files of the model again; a model without tokens is useless."));
     }
     let full = FullVocab::load(dir, definition, config)?;
+    if full.base_len() == 0 {
+        return Err(invalid(&path, "the vocabulary is empty"));
+    }
     let n = vocab_size.unwrap_or(full.len());
     super::check_size(n, &path)?;
     if let Some(max) = full.max_id().filter(|id| *id as usize >= n) {
