@@ -30,7 +30,7 @@ impl AtomicFile {
             .ok_or_else(|| Error::new(Kind::Usage, format!("output '{}' names no file", target.display())))?;
         let dir = directory(target);
         let unwritable = |e| {
-            Error::io(format!("cannot write to {}", dir.display()), e)
+            Error::output(format!("cannot write to {}", dir.display()), e)
                 .hint("Choose another place with --output-dir.")
         };
         fs::create_dir_all(dir).map_err(unwritable)?;
@@ -63,7 +63,7 @@ impl AtomicFile {
         self.temp
             .as_file()
             .sync_all()
-            .map_err(|e| Error::io(format!("cannot flush {}", self.target.display()), e))
+            .map_err(|e| Error::output(format!("cannot flush {}", self.target.display()), e))
     }
 
     /// Gives the file, which must have been synced, its name, and makes that last too.
@@ -71,16 +71,16 @@ impl AtomicFile {
         let AtomicFile { temp, target, force } = self;
         if force {
             temp.persist(&target)
-                .map_err(|e| Error::io(format!("cannot rename to {}", target.display()), e.error))?;
+                .map_err(|e| Error::output(format!("cannot rename to {}", target.display()), e.error))?;
         } else {
             temp.persist_noclobber(&target).map_err(|e| match e.error.kind() {
                 io::ErrorKind::AlreadyExists => exists(&target),
-                _ => Error::io(format!("cannot rename to {}", target.display()), e.error),
+                _ => Error::output(format!("cannot rename to {}", target.display()), e.error),
             })?;
         }
         let dir = directory(&target);
         let synced = File::open(dir).and_then(|d| d.sync_all());
-        synced.map_err(|e| Error::io(format!("cannot flush the directory {}", dir.display()), e))
+        synced.map_err(|e| Error::output(format!("cannot flush the directory {}", dir.display()), e))
     }
 }
 
@@ -160,7 +160,7 @@ fn reserve(file: &File, size: u64) -> Result<()> {
         let failed = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } != 0;
         let error = io::Error::last_os_error();
         if failed && matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)) {
-            return Err(Error::io(format!("cannot reserve {size} bytes on the disk"), error)
+            return Err(Error::output(format!("cannot reserve {size} bytes on the disk"), error)
                 .hint("Free some space or choose another disk with --output-dir."));
         }
     }

@@ -76,12 +76,24 @@ impl Error {
         self
     }
 
-    /// An I/O failure while doing `what`. A full disk is told from the rest.
+    /// An I/O failure while reading: `what` says of which file.
     pub fn io(what: impl Into<String>, e: std::io::Error) -> Self {
         use std::io::ErrorKind::*;
         let kind = match e.kind() {
             NotFound => Kind::NotFound,
-            StorageFull | OutOfMemory | QuotaExceeded | FileTooLarge => Kind::Resources,
+            OutOfMemory => Kind::Resources,
+            _ => Kind::Other,
+        };
+        Error::new(kind, what).because(e)
+    }
+
+    /// An I/O failure while writing. The place that was meant to take the output does not: that is a lack of resources.
+    pub fn output(what: impl Into<String>, e: std::io::Error) -> Self {
+        use std::io::ErrorKind::*;
+        let kind = match e.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge | OutOfMemory | ReadOnlyFilesystem
+            | PermissionDenied => Kind::Resources,
+            _ if e.raw_os_error() == Some(libc::EIO) => Kind::Resources,
             _ => Kind::Other,
         };
         Error::new(kind, what).because(e)

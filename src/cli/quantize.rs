@@ -91,7 +91,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         Some(name) => format!("{name}.gguf"),
         None => format!("{}-{}.gguf", source.name()?, level.name),
     };
-    if file.contains(['/', '\\']) {
+    if file.contains(['/', '\\']) || file.eq_ignore_ascii_case(".gguf") {
         return Err(Error::new(Kind::Usage, format!("--output-name '{file}' is not a plain file name"))
             .hint("Put the directory into --output-dir."));
     }

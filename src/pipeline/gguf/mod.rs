@@ -198,12 +198,11 @@ impl Job {
         atomic::refuse_existing(&self.config.output, self.config.force)?;
         let dir = self.config.output.parent().unwrap_or(Path::new("."));
         atomic::check_space(dir, self.layout.file_bytes())?;
-        if self.config.imatrix.is_none() {
-            if let Some((p, c)) = self.planned.iter().zip(&self.choices).find(|(_, c)| c.needs_imatrix) {
-                return Err(needs_imatrix(&p.name, c.ty));
-            }
+        let in_need = || self.planned.iter().zip(&self.choices).find(|(_, c)| c.needs_imatrix);
+        match (&self.config.imatrix, in_need()) {
+            (None, Some((p, c))) => Err(needs_imatrix(&p.name, c.ty)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

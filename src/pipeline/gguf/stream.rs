@@ -40,7 +40,7 @@ pub(super) fn write_all(
         drop(full_in);
         let written = writer.join().expect("the writing thread does not panic");
         // A failure to write ends the encoder too, so it is the cause.
-        written.map_err(|e| Error::io("cannot write the output", e))?;
+        written.map_err(|e| Error::output("cannot write the output", e))?;
         encoded
     })?;
     Ok(peak)

@@ -51,16 +51,16 @@ impl Cache {
         {
             let up = "../".repeat(path.matches('/').count() + 2);
             std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &fresh)
-                .map_err(|e| Error::io(what(), e))?;
+                .map_err(|e| Error::output(what(), e))?;
         }
         #[cfg(not(unix))]
         {
             let blob = self.root.join("blobs").join(etag);
             fs::hard_link(&blob, &fresh)
                 .or_else(|_| fs::copy(&blob, &fresh).map(drop))
-                .map_err(|e| Error::io(what(), e))?;
+                .map_err(|e| Error::output(what(), e))?;
         }
-        fs::rename(&fresh, &link).map_err(|e| Error::io(what(), e))
+        fs::rename(&fresh, &link).map_err(|e| Error::output(what(), e))
     }
 
     /// Notes which commit `revision` is.
@@ -70,7 +70,7 @@ impl Cache {
         }
         let path = self.root.join("refs").join(revision);
         make_dir(path.parent().unwrap_or(&self.root))?;
-        fs::write(&path, commit).map_err(|e| Error::io(format!("cannot write {}", path.display()), e))
+        fs::write(&path, commit).map_err(|e| Error::output(format!("cannot write {}", path.display()), e))
     }
 
     /// The commit that `revision` was when it was last asked for.
@@ -109,12 +109,12 @@ impl Cache {
             .truncate(false)
             .write(true)
             .open(&path)
-            .map_err(|e| Error::io(what(), e))?;
+            .map_err(|e| Error::output(what(), e))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(fs::TryLockError::WouldBlock) => {
                 progress.info("waiting for another process that downloads the same file");
-                file.lock().map_err(|e| Error::io(what(), e))?;
+                file.lock().map_err(|e| Error::output(what(), e))?;
                 Ok(Some(file))
             }
             // Some network file systems have no locks; a second download at the same time is the user's to avoid.
@@ -137,13 +137,13 @@ impl Cache {
 }
 
 fn make_dir(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot create {}", dir.display()), e))
+    fs::create_dir_all(dir).map_err(|e| Error::output(format!("cannot create {}", dir.display()), e))
 }
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io(format!("cannot remove {}", path.display()), e))
+            Err(Error::output(format!("cannot remove {}", path.display()), e))
         }
         _ => Ok(()),
     }

@@ -331,7 +331,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn io(path: &Path, e: std::io::Error) -> Error {
-    let error = Error::io(format!("cannot write {}", path.display()), e);
+    let error = Error::output(format!("cannot write {}", path.display()), e);
     match error.kind() {
         Kind::Resources => error.hint("Free some space, or set HF_HOME to a directory on a larger disk."),
         _ => error,
