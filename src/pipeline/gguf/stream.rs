@@ -61,8 +61,10 @@ fn encode_slabs(
     let mut current = usize::MAX;
     for (i, slab) in slabs.iter().enumerate() {
         cancel.check()?;
-        for chunk in slabs.get(i + 1).into_iter().flatten() {
-            targets[chunk.tensor].source.will_need(tensors, chunk.rows.clone());
+        for piece in slabs.get(i + 1).into_iter().flat_map(|next| next.chunk_by(|a, b| a.tensor == b.tensor))
+        {
+            let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
+            targets[piece[0].tensor].source.will_need(tensors, rows);
         }
         if let Some(last) = slab.last().filter(|c| c.tensor != current) {
             current = last.tensor;
