@@ -19,7 +19,13 @@ static CANCEL: Cancel = Cancel::new();
 
 /// Quantize language models and say what it cost.
 #[derive(Debug, Parser)]
-#[command(name = "llm-quantize", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(
+    name = "llm-quantize",
+    display_name = "llm-quantize,",
+    version = concat!("version ", env!("CARGO_PKG_VERSION")),
+    arg_required_else_help = true,
+    after_help = EXIT_CODES
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,

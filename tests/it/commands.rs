@@ -11,7 +11,7 @@ use crate::support::{arguments, entries, model, program, quantize, run, run_in, 
 #[test]
 fn help_and_version() {
     let version = run(&["--version"]).success();
-    assert_eq!((version.stdout.as_str(), version.stderr.as_str()), ("llm-quantize 0.1.0\n", ""));
+    assert_eq!((version.stdout.as_str(), version.stderr.as_str()), ("llm-quantize, version 0.1.0\n", ""));
     let help = run(&["--help"]).success();
     for word in ["quantize", "info", "--format", "--threads", "Exit codes", "130"] {
         assert!(help.stdout.contains(word), "{word}");

@@ -17,6 +17,9 @@ mod hostile_gguf;
 /// Downloads from a Hub on this machine.
 #[cfg(feature = "hub")]
 mod hub;
+/// The program with a model's name on a Hub.
+#[cfg(feature = "hub")]
+mod hub_commands;
 /// The Hub on this machine.
 #[cfg(feature = "hub")]
 mod hub_server;

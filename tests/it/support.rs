@@ -78,13 +78,16 @@ pub(crate) fn run<S: Into<OsString> + Clone>(args: &[S]) -> Outcome {
 
 /// Runs the program in `dir`.
 pub(crate) fn run_in<S: Into<OsString> + Clone>(dir: &Path, args: &[S]) -> Outcome {
-    let mut command = assert_cmd::Command::from_std(program());
-    let output = command
-        .current_dir(dir)
-        .args(args.iter().cloned().map(Into::into))
-        .timeout(Duration::from_secs(120))
-        .output()
-        .expect("the program starts and ends in time");
+    let mut command = program();
+    command.current_dir(dir).args(args.iter().cloned().map(Into::into));
+    outcome(command)
+}
+
+/// Runs a command to its end.
+pub(crate) fn outcome(command: std::process::Command) -> Outcome {
+    let mut command = assert_cmd::Command::from_std(command);
+    let output =
+        command.timeout(Duration::from_secs(120)).output().expect("the program starts and ends in time");
     Outcome {
         code: output.status.code().expect("the program is not killed"),
         stdout: String::from_utf8(output.stdout).expect("output is UTF-8"),

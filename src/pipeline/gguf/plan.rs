@@ -244,8 +244,8 @@ fn size(dim: Dim, h: &Hyper) -> usize {
     }
 }
 
-/// Llama 3.1's factors per frequency, as `LlamaModel.generate_extra_tensors` computes them. The frequencies are float32
-/// there (PyTorch tensors), the rest follows from them in float32 too.
+/// Llama 3.1's factors per frequency, as `LlamaModel.generate_extra_tensors` computes them: in float32, since the
+/// frequencies are PyTorch tensors, where a number divided by a tensor is the number times the tensor's reciprocal.
 fn llama3_factors(h: &Hyper) -> Option<Planned> {
     let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = h.rope.scaling
     else {
@@ -257,13 +257,13 @@ fn llama3_factors(h: &Hyper) -> Option<Planned> {
         ((context / low_freq_factor) as f32, (context / high_freq_factor) as f32);
     let factors = (0..h.head_dim / 2).map(|i| {
         let frequency = 1.0 / (h.rope.theta as f32).powf((2 * i) as f32 / h.head_dim as f32);
-        let wavelength = (2.0 * std::f64::consts::PI) as f32 / frequency;
+        let wavelength = frequency.recip() * std::f64::consts::TAU as f32;
         if wavelength < high_wavelength {
             1.0
         } else if wavelength > low_wavelength {
             factor
         } else {
-            let smooth = (context as f32 / wavelength - low) / (high - low);
+            let smooth = (wavelength.recip() * context as f32 - low) / (high - low);
             1.0 / ((1.0 - smooth) / factor + smooth)
         }
     });
@@ -294,6 +294,24 @@ mod tests {
         let order = RowOrder::Interleave { half: 3 };
         let rows: Vec<usize> = (0..12).map(|r| order.source_row(r)).collect();
         assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
+    }
+
+    #[test]
+    fn llama3_factors_are_those_of_pytorch() {
+        let config = serde_json::json!({"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_hidden_layers": 32,
+            "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+            "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
+        let model = Model::read(crate::source::config::Config::from_json(config).unwrap(), &[]).unwrap();
+        let Rows::Constant(factors) = llama3_factors(&model.hyper).unwrap().rows else {
+            panic!("factors are constants")
+        };
+        // Bits of what the converter's formula gives with PyTorch 2 for Llama 3.1, where they are neither 1 nor 8.
+        let expected = [1067093717, 1069995594, 1073852189, 1076654894, 1080806094, 1084767238];
+        let bits: Vec<u32> =
+            factors.iter().filter(|f| **f != 1.0 && **f != 8.0).map(|f| f.to_bits()).collect();
+        assert_eq!(bits, expected);
+        assert_eq!((factors.len(), factors[28], factors[35]), (64, 1.0, 8.0));
     }
 
     #[test]
