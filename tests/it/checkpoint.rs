@@ -112,6 +112,21 @@ impl Case {
         case
     }
 
+    /// About 100 MB of bfloat16 weights.
+    pub(crate) fn large() -> Case {
+        let sizes = Llama {
+            hidden: 1024,
+            layers: 4,
+            heads: 16,
+            kv_heads: 16,
+            head_dim: 64,
+            feed_forward: 2816,
+            vocab: 2048,
+            tied: true,
+        };
+        Case::generate(&sizes, 1)
+    }
+
     /// A model with random weights.
     pub(crate) fn generate(llama: &Llama, seed: u64) -> Case {
         let case = Case::empty("model");

@@ -3,23 +3,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::{Case, Llama};
+use crate::checkpoint::Case;
 use crate::support::{arguments, entries, program};
-
-/// About 100 MB of bfloat16, at a level that takes seconds.
-fn large() -> Case {
-    let sizes = Llama {
-        hidden: 1024,
-        layers: 4,
-        heads: 16,
-        kv_heads: 16,
-        head_dim: 64,
-        feed_forward: 2816,
-        vocab: 2048,
-        tied: true,
-    };
-    Case::generate(&sizes, 1)
-}
 
 /// Whether the temporary file of the output is there.
 fn has_started(case: &Case) -> bool {
@@ -56,7 +41,7 @@ fn assert_stops(case: &Case, signal: libc::c_int, format: &[&str]) -> String {
 
 #[test]
 fn signals_leave_nothing_behind() {
-    let case = large();
+    let case = Case::large();
     let text = assert_stops(&case, libc::SIGINT, &[]);
     assert!(text.contains("interrupted"), "{text}");
     assert_stops(&case, libc::SIGTERM, &[]);

@@ -27,6 +27,8 @@ mod hub_server;
 mod imatrix;
 /// Signals in the middle of the work.
 mod interrupt;
+/// How much memory the work takes.
+mod memory;
 /// Options of `quantize` that change what is written.
 mod options;
 /// Random small models.

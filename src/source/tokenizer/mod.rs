@@ -39,10 +39,6 @@ pub enum VocabScheme {
     Qwen,
     /// Byte-level BPE only (Qwen's mixtures of experts, and whatever has no way of its own).
     Bpe,
-    /// `tokenizer.model` only.
-    SentencePiece,
-    /// Gemma: `tokenizer.model`, no space before the text, a token that ends a turn.
-    Gemma,
     /// Gemma 2: `tokenizer.model`, no space before the text.
     Gemma2,
     /// Gemma 3: as Gemma 2, or byte-level BPE where there is no `tokenizer.model`.
@@ -72,16 +68,8 @@ pub fn load_vocab(dir: &Path, scheme: VocabScheme, vocab_size: Option<usize>) ->
         VocabScheme::Bpe => files.bpe(),
         VocabScheme::Qwen if has_model => files.sentencepiece(Style::Usual),
         VocabScheme::Qwen => files.bpe(),
-        VocabScheme::SentencePiece => files.sentencepiece(Style::Usual),
         VocabScheme::Gemma3 if !has_model => files.bpe(),
         VocabScheme::Gemma2 | VocabScheme::Gemma3 => files.gemma(),
-        VocabScheme::Gemma => {
-            let mut vocab = files.sentencepiece(Style::Usual)?;
-            files.more_special(&mut vocab, &["prefix", "suffix", "middle", "fsep", "eot"], ("eot", 107))?;
-            vocab.add_space_prefix = Some(false);
-            vocab.late.push(Late::SpacePrefix);
-            Ok(vocab)
-        }
         VocabScheme::Phi3 if files.class() == "GPT2Tokenizer" => files.bpe(),
         VocabScheme::Phi3 => files.sentencepiece(Style::Phi3),
     }
