@@ -23,7 +23,7 @@ use crate::source::{Need, SourceModel};
 /// Quantize a model
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Directory of a Hugging Face model, or its name on the Hub: org/name[@revision]
+    /// Directory of a Hugging Face model, or its name on the Hub: org/name or org/name@revision
     model: String,
     /// Container of the result
     #[arg(value_enum, ignore_case = true)]
