@@ -55,4 +55,5 @@ for level in "${levels[@]}"; do
   printf '%-8s %9.2fs %9.2fs %7sx %9.2fs %7sx %7sx  %s\n' "$level" "$theirs" "$mine" "$(ratio "$theirs" "$mine")" \
     "$encode" "$(ratio "$theirs" "$encode")" "$(ratio "$total" "$mine")" "$same"
 done
-echo "ours includes opening the file again and comparing it with the source; encoding ends with the flush to the disk"
+echo "ours is the whole command: it flushes the file to the disk, opens it again and compares it with the source;"
+echo "encoding is what llama-quantize does: reading, encoding and writing"

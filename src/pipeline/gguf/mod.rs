@@ -29,7 +29,7 @@ use crate::source::safetensors::Tensors;
 use crate::source::tokenizer::{self, VocabScheme};
 use metadata::Setting;
 use plan::Planned;
-use report::{Report, Summary};
+use report::{Report, Summary, Times};
 use rows::RowSource;
 
 /// What to do.
@@ -153,18 +153,20 @@ impl Job {
         );
         progress.end();
         let anonymous = written?;
+        let mut times = Times { encode: started.elapsed(), ..Times::default() };
         file.sync()?;
-        let encoded = started.elapsed();
+        times.flush = started.elapsed() - times.encode;
 
         progress.begin("Validating output", weights, Unit::Weights);
         let verified = verify::verify(file.path(), &self.metadata, &targets, simd, progress, cancel);
         progress.end();
         let losses = verified?;
+        times.validate = started.elapsed() - times.encode - times.flush;
         cancel.check()?;
         file.commit()?;
 
         let losses = losses.iter().map(|l| (l.error, l.energy, l.nmse())).collect();
-        Ok(Report::new(self.dry_run(), self, losses, encoded, started.elapsed(), anonymous))
+        Ok(Report::new(self.dry_run(), self, losses, times, anonymous))
     }
 
     fn targets(&self, progress: &dyn Progress) -> Result<Vec<Target<'_>>> {

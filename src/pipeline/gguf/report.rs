@@ -113,6 +113,14 @@ impl Summary {
     }
 }
 
+/// How long the parts of the work took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    pub(super) encode: Duration,
+    pub(super) flush: Duration,
+    pub(super) validate: Duration,
+}
+
 /// The result of a finished job.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -128,10 +136,14 @@ pub struct Report {
     pub file_size: u64,
     /// Output bytes per byte of a 16-bit model.
     pub compression_ratio: f64,
-    /// Everything, validation included.
+    /// All of the work: the three times that follow.
     pub duration_seconds: f64,
-    /// Reading, encoding and writing alone, up to the flush to the disk.
+    /// Reading, encoding and writing.
     pub encode_seconds: f64,
+    /// Waiting until the file is on the disk.
+    pub flush_seconds: f64,
+    /// Opening the file again and comparing it with the source.
+    pub validation_seconds: f64,
     /// Peak resident memory, mapped model files included.
     pub peak_memory_bytes: Option<u64>,
     /// Peak of the memory that the program itself had allocated while encoding.
@@ -148,8 +160,7 @@ impl Report {
         mut summary: Summary,
         job: &Job,
         losses: Vec<(f64, f64, f64)>,
-        encoded: Duration,
-        total: Duration,
+        times: Times,
         anonymous: u64,
     ) -> Report {
         let mut by_type: BTreeMap<String, (f64, f64)> = BTreeMap::new();
@@ -171,8 +182,10 @@ impl Report {
             quantization_level: job.config.level.name,
             file_size: summary.file_size,
             compression_ratio: summary.file_size as f64 / (summary.parameters as f64 * 2.0),
-            duration_seconds: total.as_secs_f64(),
-            encode_seconds: encoded.as_secs_f64(),
+            duration_seconds: (times.encode + times.flush + times.validate).as_secs_f64(),
+            encode_seconds: times.encode.as_secs_f64(),
+            flush_seconds: times.flush.as_secs_f64(),
+            validation_seconds: times.validate.as_secs_f64(),
             peak_memory_bytes: memory::peak_resident(),
             anonymous_memory_bytes: anonymous,
             validation_status: "valid",
