@@ -1,6 +1,5 @@
 //! A Hugging Face model in, a GGUF file out.
 
-mod finite;
 mod metadata;
 mod params;
 mod plan;

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use super::finite::is_finite;
 use super::plan::{Planned, RowOrder, Rows};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
-use crate::format::gguf::blocks::{self, Simd};
+use crate::format::gguf::blocks::{self, Simd, is_finite};
 use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
 
 /// A planned tensor together with its bytes.
@@ -98,7 +97,7 @@ impl<'a> RowSource<'a> {
         let mut row = rows.start;
         let mut result = Ok(());
         self.for_pieces(rows, |bytes| {
-            if result.is_ok() && !is_finite(*dtype, bytes) {
+            if result.is_ok() && !is_finite(dtype.ggml(), bytes) {
                 result = Err(self.not_finite(row, bytes, *dtype));
             }
             row += bytes.len() / (self.row_len() * dtype.bytes());
@@ -120,7 +119,7 @@ impl<'a> RowSource<'a> {
             out[at..at + bytes.len()].copy_from_slice(bytes);
             at += bytes.len();
         });
-        if !is_finite(*dtype, out) {
+        if !is_finite(dtype.ggml(), out) {
             return Err(self.not_finite(first, out, *dtype));
         }
         Ok(())
@@ -167,7 +166,7 @@ impl<'a> RowSource<'a> {
         self.for_pieces(rows.clone(), |bytes| {
             let piece = &mut out[at..at + bytes.len() / dtype.bytes()];
             at += piece.len();
-            finite &= is_finite(*dtype, bytes);
+            finite &= is_finite(dtype.ggml(), bytes);
             match dtype {
                 FloatType::F32 => blocks::f32_from_le(bytes, piece, simd),
                 FloatType::F16 => blocks::f16_to_f32(bytes, piece, simd),
@@ -185,7 +184,7 @@ impl<'a> RowSource<'a> {
 
     fn not_finite(&self, first_row: usize, bytes: &[u8], dtype: FloatType) -> Error {
         let size = dtype.bytes();
-        let at = bytes.chunks_exact(size).position(|w| !is_finite(dtype, w)).unwrap_or(0);
+        let at = bytes.chunks_exact(size).position(|w| !is_finite(dtype.ggml(), w)).unwrap_or(0);
         let (row, column) = (first_row + at / self.row_len(), at % self.row_len());
         let source = match &self.planned.rows {
             Rows::Source { names, .. } => names[self.matrix_of(row)].as_str(),

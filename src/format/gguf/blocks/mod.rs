@@ -11,6 +11,7 @@ mod affine32;
 #[cfg(test)]
 mod corpus;
 mod difference;
+mod finite;
 mod half_types;
 mod iq4;
 mod lanes;
@@ -37,6 +38,7 @@ mod wide;
 mod x86;
 
 pub use difference::difference;
+pub use finite::is_finite;
 pub use half_types::{bf16_to_f32, f16_to_f32, f32_from_le};
 use lanes::Lanes;
 use rows::Rows;
@@ -89,6 +91,24 @@ pub fn encode(
     }
 }
 
+/// Decodes blocks of `$bytes` bytes to `$len` weights, compiled for the best instruction set. A macro, because a function
+/// that is passed as a value is compiled on its own, for the oldest processor.
+macro_rules! each_block {
+    ($src:expr, $dst:expr, $len:expr, $bytes:expr, $decode:expr) => {{
+        struct Decoder<'a>(&'a [u8], &'a mut [f32]);
+        impl Kernel for Decoder<'_> {
+            #[inline(always)]
+            fn run<V: Lanes>(self) {
+                for (src, dst) in self.0.as_chunks::<$bytes>().0.iter().zip(self.1.as_chunks_mut::<$len>().0)
+                {
+                    $decode(src, dst);
+                }
+            }
+        }
+        Simd::best().run(Decoder($src, $dst))
+    }};
+}
+
 /// Decodes whole blocks, with the arithmetic of `dequantize_row_*` in llama.cpp.
 ///
 /// # Panics
@@ -101,42 +121,20 @@ pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) {
         GgmlType::F32 => f32_from_le(src, dst, Simd::best()),
         GgmlType::F16 => f16_to_f32(src, dst, Simd::best()),
         GgmlType::BF16 => bf16_to_f32(src, dst, Simd::best()),
-        GgmlType::Q8_0 => each_block::<32, 34>(src, dst, q8_0::decode),
-        GgmlType::Q4_0 => each_block::<32, 18>(src, dst, symmetric32::decode::<4>),
-        GgmlType::Q5_0 => each_block::<32, 22>(src, dst, symmetric32::decode::<5>),
-        GgmlType::Q4_1 => each_block::<32, 20>(src, dst, affine32::decode::<4>),
-        GgmlType::Q5_1 => each_block::<32, 24>(src, dst, affine32::decode::<5>),
-        GgmlType::Q2_K => each_block::<256, 84>(src, dst, q2_k::decode),
-        GgmlType::Q3_K => each_block::<256, 110>(src, dst, q3_k::decode),
-        GgmlType::Q4_K => each_block::<256, 144>(src, dst, q4_k_q5_k::decode::<4>),
-        GgmlType::Q5_K => each_block::<256, 176>(src, dst, q4_k_q5_k::decode::<5>),
-        GgmlType::Q6_K => each_block::<256, 210>(src, dst, q6_k::decode),
-        GgmlType::IQ4_NL => each_block::<32, 18>(src, dst, iq4::decode_nl),
-        GgmlType::IQ4_XS => each_block::<256, 136>(src, dst, iq4::decode_xs),
-        GgmlType::TQ1_0 => each_block::<256, 54>(src, dst, tq::decode_tq1),
-        GgmlType::TQ2_0 => each_block::<256, 66>(src, dst, tq::decode_tq2),
+        GgmlType::Q8_0 => each_block!(src, dst, 32, 34, q8_0::decode),
+        GgmlType::Q4_0 => each_block!(src, dst, 32, 18, symmetric32::decode::<4>),
+        GgmlType::Q5_0 => each_block!(src, dst, 32, 22, symmetric32::decode::<5>),
+        GgmlType::Q4_1 => each_block!(src, dst, 32, 20, affine32::decode::<4>),
+        GgmlType::Q5_1 => each_block!(src, dst, 32, 24, affine32::decode::<5>),
+        GgmlType::Q2_K => each_block!(src, dst, 256, 84, q2_k::decode),
+        GgmlType::Q3_K => each_block!(src, dst, 256, 110, q3_k::decode),
+        GgmlType::Q4_K => each_block!(src, dst, 256, 144, q4_k_q5_k::decode::<4>),
+        GgmlType::Q5_K => each_block!(src, dst, 256, 176, q4_k_q5_k::decode::<5>),
+        GgmlType::Q6_K => each_block!(src, dst, 256, 210, q6_k::decode),
+        GgmlType::IQ4_NL => each_block!(src, dst, 32, 18, iq4::decode_nl),
+        GgmlType::IQ4_XS => each_block!(src, dst, 256, 136, iq4::decode_xs),
+        GgmlType::TQ1_0 => each_block!(src, dst, 256, 54, tq::decode_tq1),
+        GgmlType::TQ2_0 => each_block!(src, dst, 256, 66, tq::decode_tq2),
         _ => panic!("{ty} is not a type that can be read"),
     }
-}
-
-/// Decodes blocks of `BYTES` bytes to `LEN` weights, compiled for the best instruction set.
-fn each_block<const LEN: usize, const BYTES: usize>(
-    src: &[u8],
-    dst: &mut [f32],
-    block: impl Fn(&[u8], &mut [f32]),
-) {
-    struct Decoder<'a, F, const LEN: usize, const BYTES: usize> {
-        src: &'a [u8],
-        dst: &'a mut [f32],
-        block: F,
-    }
-    impl<F: Fn(&[u8], &mut [f32]), const LEN: usize, const BYTES: usize> Kernel for Decoder<'_, F, LEN, BYTES> {
-        #[inline(always)]
-        fn run<V: Lanes>(self) {
-            for (src, dst) in self.src.as_chunks::<BYTES>().0.iter().zip(self.dst.as_chunks_mut::<LEN>().0) {
-                (self.block)(src, dst);
-            }
-        }
-    }
-    Simd::best().run(Decoder::<_, LEN, BYTES> { src, dst, block });
 }
