@@ -1,6 +1,7 @@
 //! Reads, encodes and writes at the same time: while one slab is encoded by all threads, the one before is written and
 //! the kernel reads the one after.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -17,6 +18,11 @@ use crate::format::gguf::writer::{Layout, Writer};
 use crate::pipeline::memory;
 use crate::progress::Progress;
 use crate::source::safetensors::Tensors;
+
+thread_local! {
+    /// A chunk's weights in float32. Each thread keeps its own: allocating one per chunk costs more than encoding it.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Encodes all `targets` into `file`. Returns the most memory that the program had allocated at any time, in bytes.
 pub(super) fn write_all(
@@ -80,8 +86,9 @@ fn encode_slabs(
             rest = tail;
         }
         // `try_for_each` stops at any failure; looking for the first in order makes the message the same every time.
-        let failed = work.into_par_iter().map_init(Vec::new, |scratch, (chunk, out)| {
-            let done = encode_chunk(&targets[chunk.tensor], chunk, out, scratch, simd);
+        let failed = work.into_par_iter().map(|(chunk, out)| {
+            let target = &targets[chunk.tensor];
+            let done = SCRATCH.with_borrow_mut(|scratch| encode_chunk(target, chunk, out, scratch, simd));
             progress.advance(chunk.weights as u64);
             done
         });

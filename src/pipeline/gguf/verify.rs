@@ -1,5 +1,6 @@
 //! Opens the finished file with the project's own reader and compares it with the source.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -122,10 +123,10 @@ pub(super) fn verify(
             .collect();
         let parts: Vec<Result<Loss>> = starts
             .par_iter()
-            .map_init(Default::default, |scratch, (chunk, start)| {
+            .map(|(chunk, start)| {
                 let target = &targets[chunk.tensor];
                 let data = &reader.data(&reader.tensors()[chunk.tensor])[*start..start + chunk.bytes];
-                let loss = compare(target, chunk, data, scratch, simd);
+                let loss = SCRATCH.with_borrow_mut(|scratch| compare(target, chunk, data, scratch, simd));
                 progress.advance(chunk.weights as u64);
                 loss
             })
@@ -152,10 +153,14 @@ pub(super) fn verify(
     Ok(losses)
 }
 
-#[derive(Default)]
 struct Scratch {
     source: Vec<f32>,
     decoded: Vec<f32>,
+}
+
+thread_local! {
+    /// Each thread keeps its own: allocating one per chunk costs more than comparing it.
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { source: Vec::new(), decoded: Vec::new() }) };
 }
 
 fn compare(
