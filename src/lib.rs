@@ -2,7 +2,8 @@
 //!
 //! Data goes one way: [`source`] reads the model, [`arch`] understands it, [`mod@format`] encodes and writes it, and
 //! [`pipeline`] knows the order. [`cli`] turns arguments into the pipeline's configuration and is the only place that
-//! prints. Containers and encoders know nothing of models; models know nothing of files.
+//! prints. Containers and encoders know nothing of models; models know nothing of files, except that the decoder reads its
+//! weights from the checkpoint.
 
 pub mod arch;
 pub mod atomic;

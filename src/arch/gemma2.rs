@@ -3,11 +3,23 @@
 use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim, Key};
+use super::spec::{Activation, ArchSpec, Arithmetic, HeadDim, Key, Layers, Window};
 use super::tensors::*;
 use crate::error::{Error, Kind, Result};
 use crate::source::config::Config;
 use crate::source::tokenizer::VocabScheme;
+
+/// What Gemma 2 and 3 compute: they differ in how many layers with a window there are to one without.
+pub(super) const fn arithmetic(period: usize) -> Arithmetic {
+    Arithmetic {
+        activation: Activation::GeluTanh,
+        window: Window { layers: Layers::AllButEvery(period), listed: true, switch: None },
+        scale_embedding: true,
+        soft_caps: true,
+        query_scalar: Some("query_pre_attn_scalar"),
+        ..Arithmetic::LLAMA
+    }
+}
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Gemma2ForCausalLM"],
@@ -24,6 +36,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &["lm_head."],
     norm_offset: 1.0,
     interleave_rope: false,
+    arithmetic: arithmetic(2),
     keys: &[
         Key::ContextLength,
         Key::EmbeddingLength,

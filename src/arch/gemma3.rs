@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::gemma2::check_attention;
+use super::gemma2::{arithmetic, check_attention};
 use super::hyper::{Hyper, RopeKinds};
 use super::spec::{ArchSpec, HeadDim, Key};
 use super::tensors::*;
@@ -30,6 +30,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     ],
     norm_offset: 1.0,
     interleave_rope: false,
+    arithmetic: arithmetic(6),
     keys: &[
         Key::BlockCount,
         Key::ContextLength,

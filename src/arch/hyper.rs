@@ -71,6 +71,8 @@ pub enum RopeScaling {
     LongRope {
         short: Vec<f64>,
         long: Vec<f64>,
+        /// How much longer the context became, where it is stated.
+        factor: Option<f64>,
         original_context: usize,
     },
 }
@@ -290,6 +292,7 @@ fn read_rope(config: &Config, spec: &ArchSpec) -> Result<(Rope, Option<f64>)> {
             RopeScaling::LongRope {
                 short: list("short_factor")?,
                 long: list("long_factor")?,
+                factor: number("factor")?,
                 original_context: original()?,
             }
         }

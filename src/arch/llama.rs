@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::hyper::RopeKinds;
-use super::spec::{ArchSpec, HeadDim, Key};
+use super::spec::{ArchSpec, Arithmetic, HeadDim, Key};
 use super::tensors::*;
 use crate::source::tokenizer::VocabScheme;
 
@@ -38,6 +38,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: true,
+    arithmetic: Arithmetic::LLAMA,
     keys: KEYS,
     vocab: VocabScheme::Llama,
     check: |_, _| Ok(vec![]),

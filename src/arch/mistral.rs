@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim};
+use super::spec::{ArchSpec, Arithmetic, HeadDim, Window};
 use super::{llama, tensors::*};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -20,6 +20,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: true,
+    arithmetic: Arithmetic { window: Window::ALL, ..Arithmetic::LLAMA },
     keys: llama::KEYS,
     vocab: VocabScheme::Llama,
     check: window_is_ignored,

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
 use super::spec::Dim::*;
-use super::spec::{ArchSpec, HeadDim, TensorRule, Use};
+use super::spec::{ArchSpec, Arithmetic, HeadDim, TensorRule, Use, Window};
 use super::{llama, mistral, tensors::*};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -51,6 +51,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: true,
+    arithmetic: Arithmetic { window: Window::ALL, ..Arithmetic::LLAMA },
     keys: llama::KEYS,
     vocab: VocabScheme::Llama,
     check,

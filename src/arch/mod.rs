@@ -1,5 +1,6 @@
 //! The model families, each as data in one file.
 
+pub mod decoder;
 mod gemma2;
 mod gemma3;
 pub mod hyper;

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds, RopeScaling};
 use super::spec::Dim::*;
-use super::spec::{ArchSpec, HeadDim, Key, TensorRule, Use};
+use super::spec::{ArchSpec, Arithmetic, HeadDim, Key, TensorRule, Use, Window};
 use super::tensors::*;
 use crate::error::{Error, Kind, Result};
 use crate::source::config::Config;
@@ -48,6 +48,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: false,
+    arithmetic: Arithmetic { window: Window::ALL, ..Arithmetic::LLAMA },
     keys: &[
         Key::ContextLength,
         Key::RopeOriginalContext,

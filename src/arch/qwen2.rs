@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim, Key};
+use super::spec::{ArchSpec, Arithmetic, HeadDim, Key, Window};
 use super::tensors::*;
 use crate::error::Result;
 use crate::source::config::Config;
@@ -30,7 +30,7 @@ pub(super) const KEYS: &[Key] = &[
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Qwen2ForCausalLM"],
     gguf: "qwen2",
-    defaults: || json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}),
+    defaults: || json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28}),
     head_dim: HeadDim::Implied,
     activations: &["silu"],
     ropes: RopeKinds::COMMON,
@@ -38,6 +38,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: false,
+    arithmetic: Arithmetic { window: Window::QWEN, ..Arithmetic::LLAMA },
     keys: KEYS,
     vocab: VocabScheme::Qwen,
     check: window_is_off,

@@ -3,14 +3,14 @@
 use serde_json::json;
 
 use super::hyper::RopeKinds;
-use super::spec::{ArchSpec, HeadDim};
+use super::spec::{ArchSpec, Arithmetic, HeadDim, Window};
 use super::{qwen2, tensors::*};
 use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Qwen3ForCausalLM"],
     gguf: "qwen3",
-    defaults: || json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "head_dim": 128}),
+    defaults: || json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128}),
     head_dim: HeadDim::Implied,
     activations: &["silu"],
     ropes: RopeKinds::COMMON,
@@ -18,6 +18,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: false,
+    arithmetic: Arithmetic { window: Window::QWEN, ..Arithmetic::LLAMA },
     keys: qwen2::KEYS,
     vocab: VocabScheme::Qwen,
     check: qwen2::window_is_off,

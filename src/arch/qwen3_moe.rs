@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::hyper::{Hyper, RopeKinds};
 use super::spec::Dim::*;
-use super::spec::{ArchSpec, HeadDim as HeadDimFrom, Key, TensorRule, Use};
+use super::spec::{ArchSpec, Arithmetic, HeadDim as HeadDimFrom, Key, Layers, TensorRule, Use, Window};
 use super::{qwen2, tensors::*};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -42,7 +42,7 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     gguf: "qwen3moe",
     defaults: || {
         json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,
-               "moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": false})
+               "sliding_window": 4096, "moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": false})
     },
     head_dim: HeadDimFrom::Implied,
     activations: &["silu"],
@@ -51,6 +51,11 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: false,
+    arithmetic: Arithmetic {
+        window: Window { layers: Layers::All, listed: false, switch: Some("use_sliding_window") },
+        normalise_experts: Some("norm_topk_prob"),
+        ..Arithmetic::LLAMA
+    },
     keys: &[
         Key::BlockCount,
         Key::ContextLength,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::hyper::{Hyper, RopeKinds};
-use super::spec::{ArchSpec, HeadDim};
+use super::spec::{ArchSpec, Arithmetic, HeadDim, Layers, Window};
 use super::{llama, qwen2, tensors::*};
 use crate::error::Result;
 use crate::source::config::Config;
@@ -23,6 +23,11 @@ pub(super) const SPEC: ArchSpec = ArchSpec {
     left_out: &[],
     norm_offset: 0.0,
     interleave_rope: true,
+    arithmetic: Arithmetic {
+        window: Window { layers: Layers::Every(4), listed: true, switch: Some("use_sliding_window") },
+        rope: Layers::AllButEvery(4),
+        ..Arithmetic::LLAMA
+    },
     keys: llama::KEYS,
     vocab: VocabScheme::Llama,
     check,

@@ -29,12 +29,113 @@ pub struct ArchSpec {
     pub norm_offset: f32,
     /// Whether rows of q and k go from the half-split order of transformers to the interleaved one of ggml's rope.
     pub interleave_rope: bool,
+    /// What the decoder computes where families differ.
+    pub arithmetic: Arithmetic,
     /// Metadata keys after the general ones, in order.
     pub keys: &'static [Key],
     /// How the vocabulary is found and written.
     pub vocab: VocabScheme,
     /// Further rules on the configuration. Returns warnings; refuses what cannot be expressed.
     pub check: fn(&Config, &Hyper) -> Result<Vec<String>>,
+}
+
+impl ArchSpec {
+    /// The name that the rules use for a tensor of the checkpoint; none for a tensor that is left out.
+    pub fn canonical(&self, name: &str) -> Option<String> {
+        let skipped = |name: &str| {
+            self.left_out.iter().any(|prefix| name.starts_with(prefix))
+                // Buffers that old checkpoints carry; they follow from the configuration.
+                || [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"].iter().any(|s| name.ends_with(s))
+        };
+        let canonical = name.replace("language_model.", "");
+        (!skipped(&canonical) && !skipped(name)).then_some(canonical)
+    }
+
+    /// The rule for the tensor of this name in GGUF, with `{}` for the layer.
+    pub fn rule(&self, gguf: &str) -> Option<&'static TensorRule> {
+        self.tensors.iter().copied().flatten().find(|rule| rule.gguf == gguf)
+    }
+}
+
+/// What the decoder of a family computes, as far as its tensors do not say it themselves: biases, norms of query and
+/// key, norms after each part, fused matrices and experts are there if their tensors are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// Between the gate and the product with `up`.
+    pub activation: Activation,
+    /// Which layers attend within a sliding window.
+    pub window: Window,
+    /// Layers whose queries and keys are rotated.
+    pub rope: Layers,
+    /// Whether embeddings are multiplied by the root of the hidden size.
+    pub scale_embedding: bool,
+    /// Whether scores and logits have the soft caps of the configuration.
+    pub soft_caps: bool,
+    /// The key whose value's inverse root scales the scores; else it is the head length.
+    pub query_scalar: Option<&'static str>,
+    /// The switch that makes the weights of the chosen experts add up to 1; without one they always do.
+    pub normalise_experts: Option<&'static str>,
+}
+
+impl Arithmetic {
+    /// Llama's.
+    pub const LLAMA: Arithmetic = Arithmetic {
+        activation: Activation::Silu,
+        window: Window::NONE,
+        rope: Layers::All,
+        scale_embedding: false,
+        soft_caps: false,
+        query_scalar: None,
+        normalise_experts: None,
+    };
+}
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU in its approximation by tanh, PyTorch's `gelu_pytorch_tanh`.
+    GeluTanh,
+}
+
+/// The layers with a sliding window, if the configuration has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The layers, where `layer_types` does not say it.
+    pub layers: Layers,
+    /// Whether `layer_types` decides where it is present.
+    pub listed: bool,
+    /// The switch without which there is no window.
+    pub switch: Option<&'static str>,
+}
+
+impl Window {
+    /// No layer has one.
+    pub const NONE: Window = Window { layers: Layers::None, listed: false, switch: None };
+    /// Every layer has it.
+    pub const ALL: Window = Window { layers: Layers::All, listed: false, switch: None };
+    /// Qwen's: the upper layers, if it is switched on.
+    pub const QWEN: Window = Window {
+        layers: Layers::From("max_window_layers"),
+        listed: true,
+        switch: Some("use_sliding_window"),
+    };
+}
+
+/// Some of the layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layers {
+    /// None of them.
+    None,
+    /// All of them.
+    All,
+    /// The last of every so many.
+    Every(usize),
+    /// All but the last of every so many.
+    AllButEvery(usize),
+    /// From the one that this key names.
+    From(&'static str),
 }
 
 /// Where the length of a head comes from when `config.json` does not say it.
@@ -64,6 +165,24 @@ pub enum Dim {
     ExpertFeedForward,
     HeadDim,
     Experts,
+}
+
+impl Dim {
+    /// The size in one model.
+    pub fn size(self, h: &Hyper) -> usize {
+        match self {
+            Dim::Hidden => h.hidden,
+            Dim::Vocab => h.vocab,
+            Dim::Query => h.heads * h.head_dim,
+            Dim::KeyValue => h.kv_heads * h.head_dim,
+            Dim::QueryKeyValue => (h.heads + 2 * h.kv_heads) * h.head_dim,
+            Dim::FeedForward => h.feed_forward,
+            Dim::GateUp => 2 * h.feed_forward,
+            Dim::ExpertFeedForward => h.expert_feed_forward,
+            Dim::HeadDim => h.head_dim,
+            Dim::Experts => h.experts,
+        }
+    }
 }
 
 /// What is done to a tensor on its way.

@@ -8,6 +8,8 @@ mod bad_input;
 mod checkpoint;
 /// What each command and option does and prints.
 mod commands;
+/// The decoder against transformers.
+mod decoder;
 /// An independent parser of what the program writes.
 mod gguf_file;
 /// Digests of llama.cpp's own files.

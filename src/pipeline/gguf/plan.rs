@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::arch::hyper::RopeScaling;
-use crate::arch::spec::{Dim, Heads, Need, TensorRule, Use};
+use crate::arch::spec::{Heads, Need, TensorRule, Use};
 use crate::arch::{Hyper, Model};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
@@ -113,16 +113,8 @@ struct Names<'a> {
 
 impl<'a> Names<'a> {
     fn new(model: &Model, tensors: &'a Tensors) -> Self {
-        let skipped = |name: &str| {
-            model.spec.left_out.iter().any(|prefix| name.starts_with(prefix))
-                // Buffers that old checkpoints carry; they follow from the configuration.
-                || [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"].iter().any(|s| name.ends_with(s))
-        };
-        let canonical = tensors
-            .iter()
-            .map(|(name, _)| (name.replace("language_model.", ""), name))
-            .filter(|(canonical, name)| !skipped(canonical) && !skipped(name))
-            .collect();
+        let canonical =
+            tensors.iter().filter_map(|(name, _)| Some((model.spec.canonical(name)?, name))).collect();
         Names { tensors, canonical, used: BTreeSet::new() }
     }
 
@@ -141,7 +133,7 @@ impl<'a> Names<'a> {
     ) -> Result<Option<Planned>> {
         let hyper = &model.hyper;
         let hf = rule.hf.replace("{}", &layer.to_string());
-        let expected: Vec<usize> = rule.shape.iter().map(|dim| size(*dim, hyper)).collect();
+        let expected: Vec<usize> = rule.shape.iter().map(|dim| dim.size(hyper)).collect();
         let wanted: Vec<String> = match rule.usage {
             Use::Expert => (0..hyper.experts).map(|e| hf.replace("{e}", &e.to_string())).collect(),
             _ => vec![hf],
@@ -226,21 +218,6 @@ impl<'a> Names<'a> {
         .hint(
             "config.json may name the wrong architecture, or the model is a variant that is not supported.",
         ))
-    }
-}
-
-fn size(dim: Dim, h: &Hyper) -> usize {
-    match dim {
-        Dim::Hidden => h.hidden,
-        Dim::Vocab => h.vocab,
-        Dim::Query => h.heads * h.head_dim,
-        Dim::KeyValue => h.kv_heads * h.head_dim,
-        Dim::QueryKeyValue => (h.heads + 2 * h.kv_heads) * h.head_dim,
-        Dim::FeedForward => h.feed_forward,
-        Dim::GateUp => 2 * h.feed_forward,
-        Dim::ExpertFeedForward => h.expert_feed_forward,
-        Dim::HeadDim => h.head_dim,
-        Dim::Experts => h.experts,
     }
 }
 

@@ -1,0 +1,117 @@
+//! Causal attention with grouped queries, `LlamaAttention` and its kin in transformers.
+
+use candle_core::Tensor;
+
+use super::linear::Linear;
+use super::norm::Norm;
+use super::rope::Table;
+use super::schedule::{LayerKind, RopeKind};
+use super::softmax::CausalSoftmax;
+use super::weights::{At, Weights};
+use super::{Context, Input, LinearId, Tap};
+use crate::arch::Model;
+use crate::error::Result;
+
+/// The attention of one layer.
+#[derive(Debug)]
+pub(super) struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    query_norm: Option<Norm>,
+    key_norm: Option<Norm>,
+    rope: Option<RopeKind>,
+    softmax: CausalSoftmax,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Attention {
+    pub(super) fn load(model: &Model, weights: &Weights<'_>, at: At, kind: LayerKind) -> Result<Attention> {
+        let hyper = &model.hyper;
+        let arithmetic = &model.spec.arithmetic;
+        let (q, kv) = (hyper.heads * hyper.head_dim, hyper.kv_heads * hyper.head_dim);
+        let scalar = match arithmetic.query_scalar {
+            Some(key) => model.config.opt_f64(key)?,
+            None => None,
+        };
+        let [query, key, value] = if weights.has("attn_qkv") {
+            let rows = |rows| weights.need_rows("attn_qkv", rows, at);
+            [rows(0..q)?, rows(q..q + kv)?, rows(q + kv..q + 2 * kv)?]
+        } else {
+            let matrix = |stem| weights.need_linear(stem, at);
+            [matrix("attn_q")?, matrix("attn_k")?, matrix("attn_v")?]
+        };
+        Ok(Attention {
+            query,
+            key,
+            value,
+            output: weights.need_linear("attn_output", at)?,
+            query_norm: weights.norm("blk.{}.attn_q_norm.weight", at)?,
+            key_norm: weights.norm("blk.{}.attn_k_norm.weight", at)?,
+            rope: kind.rope,
+            softmax: CausalSoftmax {
+                scale: scalar.unwrap_or(hyper.head_dim as f64).powf(-0.5) as f32,
+                soft_cap: hyper.attn_softcap.filter(|_| arithmetic.soft_caps).map(|cap| cap as f32),
+                window: kind.window,
+            },
+            heads: hyper.heads,
+            kv_heads: hyper.kv_heads,
+            head_dim: hyper.head_dim,
+        })
+    }
+
+    /// `[tokens, hidden]` in and out; the tokens are those of sequences one after the other.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        context: &Context,
+        layer: usize,
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor> {
+        tap.input(LinearId { layer, input: Input::Attention }, x)?;
+        let table = self.rope.map(|kind| context.table(kind));
+        let query = self.split(&self.query.forward(x)?, self.heads, self.query_norm.as_ref(), table)?;
+        let key = self.split(&self.key.forward(x)?, self.kv_heads, self.key_norm.as_ref(), table)?;
+        let value = self.split(&self.value.forward(x)?, self.kv_heads, None, None)?;
+        let length = context.sequence();
+        // One sequence at a time: the scores of all would take much memory.
+        let joined = (0..x.dim(0)? / length)
+            .map(|i| {
+                let part = |t: &Tensor| t.narrow(0, i * length, length)?.transpose(0, 1)?.contiguous();
+                self.attend(&part(&query)?, &part(&key)?, &part(&value)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let joined = Tensor::cat(&joined, 0)?;
+        tap.input(LinearId { layer, input: Input::AttentionOutput }, &joined)?;
+        self.output.forward(&joined)
+    }
+
+    /// `[tokens, heads * head_dim]` to normed and rotated heads, `[tokens, heads, head_dim]`.
+    fn split(&self, x: &Tensor, heads: usize, norm: Option<&Norm>, table: Option<&Table>) -> Result<Tensor> {
+        let mut x = x.reshape((x.dim(0)?, heads, self.head_dim))?;
+        if let Some(norm) = norm {
+            x = norm.forward(&x)?;
+        }
+        if let Some(table) = table {
+            table.rotate(&x)?;
+        }
+        Ok(x)
+    }
+
+    /// One sequence: `[heads, tokens, head_dim]` of queries and the same of fewer heads of keys and values, to
+    /// `[tokens, heads * head_dim]`.
+    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+        let (heads, length, width) = query.dims3()?;
+        let kv_heads = key.dim(0)?;
+        // The queries that share a key are rows of one matrix, so that keys need not be repeated.
+        let rows = heads / kv_heads * length;
+        let query = query.reshape((kv_heads, rows, width))?;
+        let scores = query.matmul(&key.transpose(1, 2)?)?.reshape((heads, length, length))?;
+        scores.inplace_op1(&self.softmax)?;
+        let mixed = scores.reshape((kv_heads, rows, length))?.matmul(value)?;
+        Ok(mixed.reshape((heads, length, width))?.transpose(0, 1)?.reshape((length, heads * width))?)
+    }
+}

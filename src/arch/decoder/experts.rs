@@ -1,0 +1,97 @@
+//! A mixture of experts, `MixtralSparseMoeBlock` and `Qwen3MoeSparseMoeBlock` of transformers.
+
+use candle_core::{Device, Tensor};
+
+use super::feed_forward::FeedForward;
+use super::linear::Linear;
+use super::weights::{At, Weights};
+use super::{Input, LinearId, Tap};
+use crate::arch::Model;
+use crate::error::{Error, Kind, Result};
+
+/// The experts of one layer.
+#[derive(Debug)]
+pub(super) struct Experts {
+    router: Linear,
+    experts: Vec<FeedForward>,
+    used: usize,
+    /// Whether the weights of the chosen ones add up to 1.
+    normalise: bool,
+}
+
+impl Experts {
+    pub(super) fn load(model: &Model, weights: &Weights<'_>, at: At) -> Result<Experts> {
+        let hyper = &model.hyper;
+        let (all, used) = (hyper.experts, hyper.experts_used);
+        if used == 0 || used > all {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("config.json: `num_experts_per_tok` must be from 1 to {all}, found {used}"),
+            ));
+        }
+        Ok(Experts {
+            router: weights.need_linear("ffn_gate_inp", at)?,
+            experts: (0..all)
+                .map(|expert| FeedForward::load_expert(model, weights, At { expert, ..at }))
+                .collect::<Result<_>>()?,
+            used,
+            normalise: model.spec.arithmetic.normalise_experts.map_or(Ok(true), |k| model.config.flag(k))?,
+        })
+    }
+
+    /// `[tokens, hidden]` in and out.
+    pub(super) fn forward(&self, x: &Tensor, layer: usize, tap: &mut dyn Tap) -> Result<Tensor> {
+        tap.input(LinearId { layer, input: Input::Router }, x)?;
+        let (_, width) = x.dims2()?;
+        let mut routed = vec![Vec::new(); self.experts.len()];
+        for (token, logits) in self.router.forward(x)?.to_vec2::<f32>()?.iter().enumerate() {
+            for (expert, weight) in route(logits, self.used, self.normalise) {
+                routed[expert].push((token as u32, weight));
+            }
+        }
+        let mut sum = vec![0.0; x.elem_count()];
+        for (e, (expert, routed)) in self.experts.iter().zip(&routed).enumerate() {
+            if routed.is_empty() {
+                continue;
+            }
+            let tokens: Vec<u32> = routed.iter().map(|(token, _)| *token).collect();
+            let own = x.index_select(&Tensor::from_vec(tokens, routed.len(), &Device::Cpu)?, 0)?;
+            let out = expert.forward(&own, layer, [Input::Expert(e), Input::ExpertDown(e)], tap)?;
+            let out = out.flatten_all()?.to_vec1::<f32>()?;
+            for ((token, weight), out) in routed.iter().zip(out.chunks_exact(width)) {
+                let sum = &mut sum[*token as usize * width..][..width];
+                sum.iter_mut().zip(out).for_each(|(sum, v)| *sum += v * weight);
+            }
+        }
+        Ok(Tensor::from_vec(sum, x.shape(), &Device::Cpu)?)
+    }
+}
+
+/// The `used` most likely experts and their weights: the softmax over all experts, of the chosen ones divided by their
+/// sum if that is to be 1.
+fn route(logits: &[f32], used: usize, normalise: bool) -> Vec<(usize, f32)> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut chosen: Vec<(usize, f32)> = logits.iter().map(|l| (l - max).exp()).enumerate().collect();
+    let total: f32 = chosen.iter().map(|(_, p)| p).sum();
+    chosen.sort_by(|a, b| b.1.total_cmp(&a.1));
+    chosen.truncate(used);
+    let divisor = if normalise { chosen.iter().map(|(_, p)| p).sum() } else { total };
+    chosen.iter_mut().for_each(|(_, p)| *p /= divisor);
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_likely_experts_share_the_weight() {
+        let logits = [1.0f32, 3.0, 2.0, 0.0].map(f32::ln);
+        let near = |found: Vec<(usize, f32)>, expected: [(usize, f32); 2]| {
+            found.iter().zip(expected).all(|(f, e)| f.0 == e.0 && (f.1 - e.1).abs() < 1e-6)
+        };
+        assert!(near(route(&logits, 2, true), [(1, 0.6), (2, 0.4)]));
+        assert!(near(route(&logits, 2, false), [(1, 0.5), (2, 1.0 / 3.0)]));
+        assert_eq!(route(&[f32::NAN, 1.0], 1, true).len(), 1);
+    }
+}

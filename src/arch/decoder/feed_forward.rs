@@ -1,0 +1,133 @@
+//! The gated feed-forward part, `LlamaMLP` and its kin in transformers.
+
+use std::f32::consts::FRAC_2_PI;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::linear::Linear;
+use super::rows;
+use super::weights::{At, Weights};
+use super::{Input, LinearId, Tap};
+use crate::arch::Model;
+use crate::arch::spec::Activation;
+use crate::error::Result;
+
+/// Values that one thread computes at a time.
+const PIECE: usize = 1 << 12;
+
+/// `down(activation(gate(x)) * up(x))`.
+#[derive(Debug)]
+pub(super) struct FeedForward {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl FeedForward {
+    /// That of a layer. Without a matrix for the gate, that for `up` holds both, the gate first.
+    pub(super) fn load(model: &Model, weights: &Weights<'_>, at: At) -> Result<FeedForward> {
+        let n = model.hyper.feed_forward;
+        let (gate, up) = if weights.has("ffn_gate") {
+            (weights.need_linear("ffn_gate", at)?, weights.need_linear("ffn_up", at)?)
+        } else {
+            (weights.need_rows("ffn_up", 0..n, at)?, weights.need_rows("ffn_up", n..2 * n, at)?)
+        };
+        Ok(FeedForward {
+            gate,
+            up,
+            down: weights.need_linear("ffn_down", at)?,
+            activation: model.spec.arithmetic.activation,
+        })
+    }
+
+    /// That of one expert.
+    pub(super) fn load_expert(model: &Model, weights: &Weights<'_>, at: At) -> Result<FeedForward> {
+        Ok(FeedForward {
+            gate: weights.need_linear("ffn_gate_exps", at)?,
+            up: weights.need_linear("ffn_up_exps", at)?,
+            down: weights.need_linear("ffn_down_exps", at)?,
+            activation: model.spec.arithmetic.activation,
+        })
+    }
+
+    /// `[tokens, hidden]` in and out. `inputs` are those of gate and up, and of down.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        inputs: [Input; 2],
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor> {
+        let [input, input_down] = inputs;
+        tap.input(LinearId { layer, input }, x)?;
+        let gated = self.gate.forward(x)?.apply_op2_no_bwd(&self.up.forward(x)?, &Gate(self.activation))?;
+        tap.input(LinearId { layer, input: input_down }, &gated)?;
+        self.down.forward(&gated)
+    }
+}
+
+/// `activation(a) * b`.
+struct Gate(Activation);
+
+impl CustomOp2 for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (a, b) = (rows::slice(a, a_layout)?, rows::slice(b, b_layout)?);
+        if a.len() != b.len() {
+            candle_core::bail!("{} values cannot gate {}", a.len(), b.len());
+        }
+        let activation = match self.0 {
+            Activation::Silu => silu,
+            Activation::GeluTanh => gelu_tanh,
+        };
+        let mut out = vec![0.0; a.len()];
+        out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).zip(b.par_chunks(PIECE)).for_each(
+            |((out, a), b)| {
+                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                    *out = activation(*a) * b;
+                }
+            },
+        );
+        Ok((CpuStorage::F32(out), a_layout.shape().clone()))
+    }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activations_are_those_of_pytorch() {
+        // torch.nn.functional.silu and gelu(approximate="tanh") in float64.
+        for (x, s, g) in [
+            (-4.0, -0.07194483984836623, -7.024594819227126e-05),
+            (-0.5, -0.1887703343990727, -0.15428599017485606),
+            (0.0, 0.0, 0.0),
+            (1.0, 0.7310585786300049, 0.8411919906082768),
+            (6.0, 5.985164261060192, 5.9999999999156035),
+        ] {
+            assert!((f64::from(silu(x)) - s).abs() < 1e-6, "{x}");
+            assert!((f64::from(gelu_tanh(x)) - g).abs() < 1e-6, "{x}");
+        }
+        assert_eq!((silu(-1e3), gelu_tanh(-1e3)), (0.0, 0.0));
+    }
+}

@@ -1,0 +1,174 @@
+//! One decoder for every family, in float32, one layer in memory at a time.
+//!
+//! It computes what transformers 5 computes (`models/*/modeling_*.py`): the same hidden states after each layer and the
+//! same logits. Where families differ, [`Arithmetic`](super::spec::Arithmetic) and the tensors that are there say how;
+//! there is no code for a single family. Matrix products are candle's; what lies between them are operations of our own
+//! that go over each row once.
+
+mod attention;
+mod experts;
+mod feed_forward;
+mod layer;
+mod linear;
+mod norm;
+mod rope;
+mod rows;
+mod schedule;
+mod softmax;
+mod tap;
+mod weights;
+
+use candle_core::{Device, Tensor};
+
+use super::Model;
+use crate::error::{Error, Kind, Result};
+use crate::source::safetensors::Tensors;
+pub use layer::Layer;
+use rope::Table;
+use schedule::{LayerKind, RopeKind};
+pub use tap::{Input, LinearId, Tap};
+use weights::{At, Weights};
+
+/// Rows of the head that are in memory at a time.
+const HEAD_ROWS: usize = 8192;
+
+/// A model that computes from its checkpoint, which stays where it is: each layer is read when it is asked for.
+#[derive(Debug)]
+pub struct Decoder<'a> {
+    model: &'a Model,
+    weights: Weights<'a>,
+    schedule: Vec<LayerKind>,
+}
+
+/// What all layers need to know of sequences of one length.
+#[derive(Debug)]
+pub struct Context {
+    sequence: usize,
+    rope: Table,
+    rope_swa: Table,
+}
+
+impl Context {
+    /// Tokens in each sequence.
+    pub fn sequence(&self) -> usize {
+        self.sequence
+    }
+
+    fn table(&self, kind: RopeKind) -> &Table {
+        match kind {
+            RopeKind::Global => &self.rope,
+            RopeKind::Window => &self.rope_swa,
+        }
+    }
+}
+
+impl<'a> Decoder<'a> {
+    /// Prepares to compute `model` from `tensors`.
+    ///
+    /// # Errors
+    /// `Invalid` if the configuration contradicts itself.
+    pub fn new(model: &'a Model, tensors: &'a Tensors) -> Result<Decoder<'a>> {
+        Ok(Decoder { model, weights: Weights::new(model, tensors), schedule: schedule::read(model)? })
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.schedule.len()
+    }
+
+    /// What layers need to compute sequences of `sequence` tokens, at positions from 0.
+    pub fn context(&self, sequence: usize) -> Context {
+        let hyper = &self.model.hyper;
+        Context {
+            sequence,
+            rope: Table::new(&hyper.rope, hyper, sequence),
+            rope_swa: Table::new(&rope::of_window(hyper), hyper, sequence),
+        }
+    }
+
+    /// The embeddings of sequences of equal length: `[sequences, tokens, hidden]`.
+    ///
+    /// # Errors
+    /// `Invalid` for a token that the model does not have, `Usage` for sequences of different length.
+    pub fn embed<S: AsRef<[u32]>>(&self, sequences: &[S]) -> Result<Tensor> {
+        let length = sequences.first().map_or(0, |s| s.as_ref().len());
+        if length == 0 || sequences.iter().any(|s| s.as_ref().len() != length) {
+            return Err(Error::new(Kind::Usage, "sequences must be of one length, and not empty"));
+        }
+        let hyper = &self.model.hyper;
+        let embedding = self.weights.need("token_embd.weight", At::default())?;
+        let mut values = vec![0.0; sequences.len() * length * hyper.hidden];
+        let tokens = sequences.iter().flat_map(AsRef::as_ref);
+        for (&token, row) in tokens.zip(values.chunks_exact_mut(hyper.hidden)) {
+            let token = token as usize;
+            if token >= hyper.vocab {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!("token {token} is not in the model's vocabulary of {}", hyper.vocab),
+                ));
+            }
+            self.weights.read(&embedding, token..token + 1, row)?;
+        }
+        if self.model.spec.arithmetic.scale_embedding {
+            // transformers keeps the root in the type of the weights, here float32.
+            let scale = (hyper.hidden as f64).sqrt() as f32;
+            values.iter_mut().for_each(|v| *v *= scale);
+        }
+        Ok(Tensor::from_vec(values, (sequences.len(), length, hyper.hidden), &Device::Cpu)?)
+    }
+
+    /// Loads the weights of layer `i` as float32.
+    ///
+    /// # Errors
+    /// `Invalid` if a weight is missing, has the wrong shape, or is not finite.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn layer(&self, i: usize) -> Result<Layer> {
+        Layer::load(self.model, &self.weights, i, self.schedule[i])
+    }
+
+    /// The norm after the last layer: `[.., hidden]` in and out.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`].
+    pub fn norm(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.weights.need_norm("output_norm.weight", At::default())?.forward(hidden)
+    }
+
+    /// The logits of the last layer's output: `[.., hidden]` in, `[.., vocabulary]` out. The head is read in pieces, so
+    /// that it is never in memory as a whole.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`].
+    pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        let hyper = &self.model.hyper;
+        let hidden = self.norm(hidden)?;
+        let mut shape = hidden.dims().to_vec();
+        let rows = hidden.elem_count() / hyper.hidden;
+        let flat = hidden.reshape((rows, hyper.hidden))?;
+        // transformers computes a tied head from the embedding, whatever else the checkpoint holds.
+        let name = if hyper.tied { "token_embd.weight" } else { "output.weight" };
+        let head = self.weights.need(name, At::default())?;
+        let mut pieces = Vec::new();
+        for start in (0..hyper.vocab).step_by(HEAD_ROWS) {
+            let end = (start + HEAD_ROWS).min(hyper.vocab);
+            let weight = self.weights.load(&head, start..end)?;
+            pieces.push(flat.matmul(&weight.t()?)?);
+        }
+        let mut logits = Tensor::cat(&pieces, 1)?;
+        if let Some(cap) = hyper.final_softcap.filter(|_| self.model.spec.arithmetic.soft_caps) {
+            logits = ((logits / cap)?.tanh()? * cap)?;
+        }
+        if let Some(last) = shape.last_mut() {
+            *last = hyper.vocab;
+        }
+        Ok(logits.reshape(shape)?)
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(e: candle_core::Error) -> Error {
+        Error::new(Kind::Other, "the model cannot be computed").because(e)
+    }
+}

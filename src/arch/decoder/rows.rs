@@ -1,0 +1,21 @@
+//! The floats behind candle's tensors, for operations that go row by row.
+
+use candle_core::{CpuStorage, Layout, Result, bail};
+
+/// The values of a tensor that lies in memory without gaps.
+pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let CpuStorage::F32(values) = storage else { bail!("the decoder computes in float32") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&values[start..end]),
+        None => bail!("the decoder's own operations need contiguous tensors"),
+    }
+}
+
+/// The same, to be changed.
+pub(super) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let CpuStorage::F32(values) = storage else { bail!("the decoder computes in float32") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut values[start..end]),
+        None => bail!("the decoder's own operations need contiguous tensors"),
+    }
+}

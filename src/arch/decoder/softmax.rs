@@ -1,0 +1,102 @@
+//! From products of queries and keys to weights: scale, soft cap, mask and softmax in one pass.
+
+use candle_core::{CpuStorage, InplaceOp1, Layout};
+use rayon::prelude::*;
+
+use super::rows;
+
+/// Softmax over the keys that a query may see. `[.., queries, keys]`, with as many queries as keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CausalSoftmax {
+    pub(super) scale: f32,
+    /// Scores go through `cap * tanh(score / cap)`.
+    pub(super) soft_cap: Option<f32>,
+    /// A query sees this many tokens, itself included (`sliding_window_overlay`: `kv_idx > q_idx - sliding_window`).
+    pub(super) window: Option<usize>,
+}
+
+impl CausalSoftmax {
+    fn row(&self, query: usize, scores: &mut [f32]) {
+        let first = self.window.map_or(0, |window| (query + 1).saturating_sub(window));
+        let (before, rest) = scores.split_at_mut(first);
+        let (seen, after) = rest.split_at_mut(query + 1 - first);
+        before.fill(0.0);
+        after.fill(0.0);
+        let mut max = f32::NEG_INFINITY;
+        for score in seen.iter_mut() {
+            *score *= self.scale;
+            if let Some(cap) = self.soft_cap {
+                *score = (*score / cap).tanh() * cap;
+            }
+            max = max.max(*score);
+        }
+        let mut sum = 0.0;
+        for score in seen.iter_mut() {
+            *score = (*score - max).exp();
+            sum += *score;
+        }
+        seen.iter_mut().for_each(|score| *score /= sum);
+    }
+}
+
+impl InplaceOp1 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        "causal-softmax"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let [.., queries, keys] = *layout.dims() else { candle_core::bail!("scores are matrices") };
+        if queries != keys || keys == 0 {
+            candle_core::bail!("{queries} queries cannot attend causally to {keys} keys");
+        }
+        rows::slice_mut(storage, layout)?
+            .par_chunks_exact_mut(keys)
+            .enumerate()
+            .for_each(|(row, scores)| self.row(row % queries, scores));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+
+    fn weights(softmax: CausalSoftmax, scores: [[f32; 4]; 4]) -> Vec<Vec<f32>> {
+        let scores = Tensor::new(&scores, &Device::Cpu).unwrap();
+        scores.inplace_op1(&softmax).unwrap();
+        scores.to_vec2().unwrap()
+    }
+
+    #[test]
+    fn a_query_sees_the_past_up_to_its_window() {
+        let all = CausalSoftmax { scale: 1.0, soft_cap: None, window: None };
+        let third = 1.0 / 3.0;
+        assert_eq!(
+            weights(all, [[7.0; 4]; 4]),
+            [[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [third, third, third, 0.0], [0.25; 4]]
+        );
+        let two = CausalSoftmax { window: Some(2), ..all };
+        assert_eq!(
+            weights(two, [[7.0; 4]; 4]),
+            [[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.5, 0.5]]
+        );
+    }
+
+    #[test]
+    fn what_is_masked_does_not_matter_and_large_scores_do_not_overflow() {
+        let softmax = CausalSoftmax { scale: 2.0, soft_cap: Some(50.0), window: None };
+        let mut scores = [[1e30f32; 4]; 4];
+        scores[0][1] = f32::NAN;
+        scores[1] = [1.0, 3.0, f32::INFINITY, f32::NAN];
+        let found = weights(softmax, scores);
+        assert_eq!(found[0], [1.0, 0.0, 0.0, 0.0]);
+        let expected = {
+            let (a, b) = (50.0 * (2.0f64 / 50.0).tanh(), 50.0 * (6.0f64 / 50.0).tanh());
+            1.0 / (1.0 + (b - a).exp())
+        };
+        assert!((f64::from(found[1][0]) - expected).abs() < 1e-6);
+        assert_eq!(found[3], [0.25; 4]);
+    }
+}
