@@ -1,10 +1,9 @@
 //! The gated feed-forward part, `LlamaMLP` and its kin in transformers.
 
-use std::f32::consts::FRAC_2_PI;
-
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::exp::{exp, tanh};
 use super::linear::Linear;
 use super::rows;
 use super::weights::{At, Weights};
@@ -87,28 +86,32 @@ impl CustomOp2 for Gate {
         if a.len() != b.len() {
             candle_core::bail!("{} values cannot gate {}", a.len(), b.len());
         }
-        let activation = match self.0 {
-            Activation::Silu => silu,
-            Activation::GeluTanh => gelu_tanh,
-        };
+        let arch = pulp::Arch::new();
         let mut out = vec![0.0; a.len()];
-        out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).zip(b.par_chunks(PIECE)).for_each(
-            |((out, a), b)| {
-                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
-                    *out = activation(*a) * b;
+        let pieces = out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).zip(b.par_chunks(PIECE));
+        pieces.for_each(|((out, a), b)| {
+            let each = out.iter_mut().zip(a).zip(b);
+            match self.0 {
+                Activation::Silu => arch.dispatch(|| each.for_each(|((out, a), b)| *out = silu(*a) * b)),
+                Activation::GeluTanh => {
+                    arch.dispatch(|| each.for_each(|((out, a), b)| *out = gelu_tanh(*a) * b));
                 }
-            },
-        );
+            }
+        });
         Ok((CpuStorage::F32(out), a_layout.shape().clone()))
     }
 }
 
+#[inline(always)]
 fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
+    x / (1.0 + exp(-x))
 }
 
+#[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh())
+    /// The root of 2 / pi.
+    const ROOT: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + tanh(ROOT * (x + 0.044715 * x * x * x)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! that go over each row once.
 
 mod attention;
+mod exp;
 mod experts;
 mod feed_forward;
 mod hidden;

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, InplaceOp1, Layout};
 use rayon::prelude::*;
 
+use super::exp::{exp, tanh};
 use super::rows;
 
 /// Softmax over the keys that a query may see. `[.., queries, keys]`, with as many queries as keys.
@@ -16,27 +17,51 @@ pub(super) struct CausalSoftmax {
 }
 
 impl CausalSoftmax {
+    #[inline(always)]
     fn row(&self, query: usize, scores: &mut [f32]) {
         let first = self.window.map_or(0, |window| (query + 1).saturating_sub(window));
         let (before, rest) = scores.split_at_mut(first);
         let (seen, after) = rest.split_at_mut(query + 1 - first);
         before.fill(0.0);
         after.fill(0.0);
-        let mut max = f32::NEG_INFINITY;
-        for score in seen.iter_mut() {
-            *score *= self.scale;
-            if let Some(cap) = self.soft_cap {
-                *score = (*score / cap).tanh() * cap;
-            }
-            max = max.max(*score);
+        let scale = self.scale;
+        match self.soft_cap {
+            Some(cap) => seen.iter_mut().for_each(|s| *s = tanh(*s * scale / cap) * cap),
+            None => seen.iter_mut().for_each(|s| *s *= scale),
         }
-        let mut sum = 0.0;
-        for score in seen.iter_mut() {
-            *score = (*score - max).exp();
-            sum += *score;
-        }
-        seen.iter_mut().for_each(|score| *score /= sum);
+        let max = largest(seen);
+        seen.iter_mut().for_each(|s| *s = exp(*s - max));
+        let sum = sum(seen);
+        seen.iter_mut().for_each(|s| *s /= sum);
     }
+}
+
+/// Values that are reduced side by side, so that reductions compile to vector instructions; their number decides the order
+/// of a sum and hence its bits.
+const SIDE: usize = 16;
+
+#[inline(always)]
+fn largest(values: &[f32]) -> f32 {
+    let mut side = [f32::NEG_INFINITY; SIDE];
+    let (chunks, rest) = values.as_chunks::<SIDE>();
+    for chunk in chunks.iter() {
+        for (m, v) in side.iter_mut().zip(chunk) {
+            *m = if *v > *m { *v } else { *m };
+        }
+    }
+    side.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m })
+}
+
+#[inline(always)]
+fn sum(values: &[f32]) -> f32 {
+    let mut side = [0.0; SIDE];
+    let (chunks, rest) = values.as_chunks::<SIDE>();
+    for chunk in chunks {
+        for (s, v) in side.iter_mut().zip(chunk) {
+            *s += *v;
+        }
+    }
+    side.iter().chain(rest).sum()
 }
 
 impl InplaceOp1 for CausalSoftmax {
@@ -49,10 +74,11 @@ impl InplaceOp1 for CausalSoftmax {
         if queries != keys || keys == 0 {
             candle_core::bail!("{queries} queries cannot attend causally to {keys} keys");
         }
+        let arch = pulp::Arch::new();
         rows::slice_mut(storage, layout)?
             .par_chunks_exact_mut(keys)
             .enumerate()
-            .for_each(|(row, scores)| self.row(row % queries, scores));
+            .for_each(|(row, scores)| arch.dispatch(|| self.row(row % queries, scores)));
         Ok(())
     }
 }
