@@ -11,6 +11,7 @@ pub mod calib;
 pub mod cancel;
 pub mod cli;
 pub mod error;
+pub mod eval;
 pub mod format;
 pub mod pipeline;
 pub mod progress;

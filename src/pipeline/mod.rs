@@ -1,5 +1,6 @@
 //! Knows the order in which things are done; nothing else does.
 
+pub mod evaluate;
 pub mod gguf;
 pub mod inspect;
 pub mod memory;
