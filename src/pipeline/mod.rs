@@ -4,3 +4,4 @@ pub mod evaluate;
 pub mod gguf;
 pub mod inspect;
 pub mod memory;
+pub mod model;
