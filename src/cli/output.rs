@@ -60,6 +60,11 @@ impl Output {
                 if let Some(hint) = e.suggestion() {
                     value["suggestion"] = json!(hint);
                 }
+                for (key, found) in e.found().and_then(|found| found.as_object()).into_iter().flatten() {
+                    if key != "status" {
+                        value[key] = found.clone();
+                    }
+                }
                 print(&format!("{value:#}"));
             }
         }

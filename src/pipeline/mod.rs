@@ -5,3 +5,4 @@ pub mod gguf;
 pub mod inspect;
 pub mod memory;
 pub mod model;
+pub mod quality;

@@ -53,8 +53,9 @@ impl TextConfig {
                     "the tokenizer of {} makes token {token}, but the model has only {vocab} tokens",
                     model.name
                 );
-                return Err(Error::new(Kind::Invalid, message)
-                    .hint("The tokenizer's files belong to another model."));
+                return Err(
+                    Error::new(Kind::Invalid, message).hint("The tokenizer's files belong to another model.")
+                );
             }
         }
         Ok(windows)
@@ -99,14 +100,18 @@ impl TextConfig {
         reference: &OpenModel,
     ) -> Result<()> {
         let differ = |what: String| {
-            let hint = "A reference must have the model's own tokenizer: pass what the model was quantized from.";
+            let hint =
+                "A reference must have the model's own tokenizer: pass what the model was quantized from.";
             Error::new(Kind::Invalid, format!("{} and its reference {} {what}", model.name, reference.name))
                 .hint(hint)
         };
         let (own, other) = (&model.encoder, &reference.encoder);
         if !own.same_vocabulary(other) {
             let sizes = (own.vocab_size(), other.vocab_size());
-            return Err(differ(format!("have different vocabularies (of {} and {} tokens)", sizes.0, sizes.1)));
+            return Err(differ(format!(
+                "have different vocabularies (of {} and {} tokens)",
+                sizes.0, sizes.1
+            )));
         }
         let others = self.cut(text, other, windows.ctx())?;
         let mut pairs = windows.inputs().iter().flatten().zip(others.inputs().iter().flatten());
