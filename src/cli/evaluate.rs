@@ -1,11 +1,10 @@
 //! `llm-quantize evaluate MODEL --data FILE`.
 
-use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::output::{Output, duration, thousands};
+use super::output::{Output, duration, fields, thousands};
 use super::result_file::ResultFile;
 use super::terminal::Terminal;
 use super::{CANCEL, Global};
@@ -131,47 +130,38 @@ fn judge(args: &Args, found: &Evaluation) -> Result<()> {
 }
 
 fn describe(report: &Report) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<16} {value}");
-    };
-    line("Model", format!("{} ({})", report.model, report.format));
+    let mut rows = vec![("Model", format!("{} ({})", report.model, report.format))];
     if let (Some(name), Some(format)) = (&report.reference, report.reference_format) {
-        line("Reference", format!("{name} ({format})"));
+        rows.push(("Reference", format!("{name} ({format})")));
     }
-    line("Data", report.data.clone());
-    text += &describe_evaluation(&report.evaluation);
-    let _ = writeln!(text, "{:<16} {}", "Time", duration(report.duration_seconds));
-    text
+    rows.push(("Data", report.data.clone()));
+    rows.extend(figures(&report.evaluation));
+    rows.push(("Time", duration(report.duration_seconds)));
+    fields(&rows)
 }
 
-/// The lines of an evaluation's figures.
-pub(super) fn describe_evaluation(found: &Evaluation) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<16} {value}");
-    };
+/// The figures of an evaluation and what they are called.
+pub(super) fn figures(found: &Evaluation) -> Vec<(&'static str, String)> {
     let windows = thousands(found.windows as u64);
     let tokens = thousands(found.tokens as u64);
     let protocol = found.protocol.name();
-    line("Protocol", format!("{protocol}: {windows} windows of {} tokens, {tokens} scored", found.ctx));
-    line("Perplexity", format!("{:.4} ± {:.4}", found.perplexity, found.perplexity_stderr));
-    if let Some(c) = &found.comparison {
-        describe_comparison(c, line);
-    }
-    text
+    let mut rows = vec![
+        ("Protocol", format!("{protocol}: {windows} windows of {} tokens, {tokens} scored", found.ctx)),
+        ("Perplexity", format!("{:.4} ± {:.4}", found.perplexity, found.perplexity_stderr)),
+    ];
+    rows.extend(found.comparison.iter().flat_map(comparison));
+    rows
 }
 
-fn describe_comparison(c: &Comparison, mut line: impl FnMut(&str, String)) {
-    line("  of reference", format!("{:.4} ± {:.4}", c.reference_perplexity, c.reference_perplexity_stderr));
-    line("  ratio", format!("{:.6} ± {:.6}", c.perplexity_ratio, c.perplexity_ratio_stderr));
-    line("KL divergence", format!("{:.6} ± {:.6} nats", c.kl_divergence, c.kl_divergence_stderr));
+fn comparison(c: &Comparison) -> Vec<(&'static str, String)> {
     let p = &c.kl_divergence_percentiles;
-    line("  50, 90, 95 %", format!("{:.6}, {:.6}, {:.6}", p.p50, p.p90, p.p95));
-    line("  99 %, maximum", format!("{:.6}, {:.6}", p.p99, c.kl_divergence_max));
-    let percent = |share: f64| 100.0 * share;
-    line(
-        "Top-1 agreement",
-        format!("{:.3} ± {:.3} %", percent(c.top1_agreement), percent(c.top1_agreement_stderr)),
-    );
+    let (agreement, stderr) = (100.0 * c.top1_agreement, 100.0 * c.top1_agreement_stderr);
+    vec![
+        ("  of reference", format!("{:.4} ± {:.4}", c.reference_perplexity, c.reference_perplexity_stderr)),
+        ("  ratio", format!("{:.6} ± {:.6}", c.perplexity_ratio, c.perplexity_ratio_stderr)),
+        ("KL divergence", format!("{:.6} ± {:.6} nats", c.kl_divergence, c.kl_divergence_stderr)),
+        ("  50, 90, 95 %", format!("{:.6}, {:.6}, {:.6}", p.p50, p.p90, p.p95)),
+        ("  99 %, maximum", format!("{:.6}, {:.6}", p.p99, c.kl_divergence_max)),
+        ("Top-1 agreement", format!("{agreement:.3} ± {stderr:.3} %")),
+    ]
 }

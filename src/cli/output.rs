@@ -76,6 +76,11 @@ fn print(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
+/// Lines of names and values.
+pub(super) fn fields(rows: &[(&str, String)]) -> String {
+    rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
+}
+
 /// Bytes as people read them: 512 B, 1.5 KB, 3.2 GB; 1024 of each make one of the next.
 pub(super) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;

@@ -152,7 +152,9 @@ mod tests {
 
     #[test]
     fn errors_are_relative_to_the_reference() {
-        let tensor = |rows: &[[f32; 2]]| Tensor::new(rows, &Device::Cpu).unwrap();
+        let tensor = |rows: &[[f32; 2]]| {
+            Tensor::from_slice(rows.as_flattened(), (rows.len(), 2), &Device::Cpu).unwrap()
+        };
         let mut squares = Squares::default();
         squares.add(&tensor(&[[100.0, 0.0], [0.0, 1.0]]), &tensor(&[[100.0, 0.0], [0.0, 0.0]])).unwrap();
         squares.add(&tensor(&[[0.0, 0.0]]), &tensor(&[[0.0, 0.0]])).unwrap();

@@ -77,7 +77,7 @@ fn score_by(
         .collect();
     let tokens = states.iter().map(Vec::len).sum::<usize>() as u64;
     progress.begin("Scoring", tokens, Unit::Tokens);
-    let scored = (0..vocab).step_by(rows).try_for_each(|start| {
+    let scored: Result<()> = (0..vocab).step_by(rows).try_for_each(|start| {
         let piece = start..(start + rows).min(vocab);
         let at_a_time = (piece_bytes / size_of::<f32>() / piece.len()).max(1);
         score_piece(model, reference, windows, piece.clone(), at_a_time, &mut states, cancel)?;

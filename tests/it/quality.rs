@@ -171,7 +171,8 @@ fn people_get_a_table_and_a_page() {
     for word in ["<b>'", "<script", "http:", "https:", "url("] {
         assert!(!html.contains(word), "{word}");
     }
-    let plots: Vec<&str> = html.split("<svg").skip(1).map(|rest| rest.split("</svg>").next().unwrap()).collect();
+    let plots: Vec<&str> =
+        html.split("<svg").skip(1).map(|rest| rest.split("</svg>").next().unwrap()).collect();
     assert_eq!(plots.len(), 4);
     assert!(plots.iter().all(|plot| !plot.contains("NaN") && !plot.contains("inf")));
     assert_well_formed(&html);

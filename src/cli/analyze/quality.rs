@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use crate::cli::evaluate::{TextArgs, describe_evaluation};
-use crate::cli::output::{Output, duration};
+use crate::cli::evaluate::{TextArgs, figures};
+use crate::cli::output::{Output, duration, fields};
 use crate::cli::result_file::ResultFile;
 use crate::cli::terminal::Terminal;
 use crate::cli::{CANCEL, Global};
@@ -71,30 +71,28 @@ pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, termina
 }
 
 fn describe(quality: &Quality) -> String {
-    let mut text = format!("{:<6}{:>10}", "layer", "hidden");
     let names = quality.linears();
-    names.iter().for_each(|name| drop(write!(text, "{:>1$}", name, width(name))));
-    text.push('\n');
+    let mut table = format!("{:<6}{:>10}", "layer", "hidden");
+    for name in &names {
+        let _ = write!(table, "{name:>0$}", width(name));
+    }
     for layer in &quality.layers {
-        let _ = write!(text, "{:<6}{:>10}", layer.layer, format!("{:.2e}", layer.nmse));
+        let _ = write!(table, "\n{:<6}{:>10}", layer.layer, format!("{:.2e}", layer.nmse));
         for name in &names {
             let nmse = layer.linears.iter().find(|l| l.name == *name).map(|l| format!("{:.2e}", l.nmse));
-            let _ = write!(text, "{:>1$}", nmse.unwrap_or_default(), width(name));
+            let _ = write!(table, "{:>1$}", nmse.unwrap_or_default(), width(name));
         }
-        text.push('\n');
     }
-    text.push('\n');
-    let mut line = |name: &str, value: String| drop(writeln!(text, "{name:<16} {value}"));
-    line("Model", format!("{} ({})", quality.model, quality.format));
-    line("Reference", format!("{} ({})", quality.reference, quality.reference_format));
-    line(
-        "Bits per weight",
-        format!("{:.3}, of the reference {:.3}", quality.bits_per_weight, quality.reference_bits_per_weight),
-    );
-    line("Data", quality.data.clone());
-    text += &describe_evaluation(&quality.evaluation);
-    let _ = writeln!(text, "{:<16} {}", "Time", duration(quality.duration_seconds));
-    text
+    let bits = (quality.bits_per_weight, quality.reference_bits_per_weight);
+    let mut rows = vec![
+        ("Model", format!("{} ({})", quality.model, quality.format)),
+        ("Reference", format!("{} ({})", quality.reference, quality.reference_format)),
+        ("Bits per weight", format!("{:.3}, of the reference {:.3}", bits.0, bits.1)),
+        ("Data", quality.data.clone()),
+    ];
+    rows.extend(figures(&quality.evaluation));
+    rows.push(("Time", duration(quality.duration_seconds)));
+    format!("{table}\n\n{}", fields(&rows))
 }
 
 /// Of a column.
