@@ -10,6 +10,8 @@ mod checkpoint;
 mod commands;
 /// The decoder against transformers.
 mod decoder;
+/// Perplexity and KL divergence.
+mod evaluate;
 /// An independent parser of what the program writes.
 mod gguf_file;
 /// Digests of llama.cpp's own files.
@@ -35,6 +37,8 @@ mod memory;
 mod options;
 /// Random small models.
 mod property;
+/// What a model has lost, and where.
+mod quality;
 /// Another project's reader.
 mod readers;
 /// The same bytes, however the work is done.
