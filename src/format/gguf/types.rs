@@ -142,6 +142,11 @@ impl GgmlType {
         )
     }
 
+    /// Whether this program can decode the type.
+    pub fn is_readable(self) -> bool {
+        self.is_writable()
+    }
+
     /// Bytes that `n` weights take; `None` when `n` is no multiple of the block length or the size overflows.
     pub fn bytes_for(self, n: u64) -> Option<u64> {
         let (len, bytes) = (self.block_len() as u64, self.block_bytes() as u64);
