@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use llm_quantize::arch::Model;
+use llm_quantize::arch::spec::Key;
 use llm_quantize::cancel::Cancel;
 use llm_quantize::error::{Error, Kind};
 use llm_quantize::format::gguf::reader::Reader;
@@ -116,6 +117,8 @@ fn every_configuration_comes_back() {
             let kind = |model: &Model| model.config.raw()["model_type"].clone();
             assert_eq!(kind(&opened.model), kind(&original), "{name}");
         }
+        // Some families do not write the length of a head.
+        original.hyper.head_dim_stated &= original.spec.keys.contains(&Key::KeyLength);
         assert_eq!(opened.model.hyper, original.hyper, "{name}");
     }
 }
@@ -175,8 +178,11 @@ fn tokenizers_give_the_ids_of_the_original() {
         let opened = open(&path).unwrap();
         let original = Encoder::open(&model(name)).unwrap();
         for line in texts.lines().chain([texts.as_str()]) {
-            let (found, expected) =
-                (opened.encoder.encode(line).unwrap(), original.encode(line).unwrap());
+            // transformers puts no space before a text that has one, as llama.cpp does with this vocabulary.
+            if *name == "llama-spm" && line.starts_with(' ') {
+                continue;
+            }
+            let (found, expected) = (opened.encoder.encode(line).unwrap(), original.encode(line).unwrap());
             assert_eq!(found, expected, "{name}: {line:?}");
         }
         assert_eq!(opened.encoder.add_bos(), original.add_bos(), "{name}");
@@ -188,6 +194,22 @@ fn tokenizers_give_the_ids_of_the_original() {
                 "{name}"
             );
             assert!(opened.encoder.same_vocabulary(&original), "{name}");
+        }
+    }
+}
+
+#[test]
+fn tokenizers_give_the_ids_of_llama_cpp() {
+    let texts = std::fs::read_to_string(data("golden/tokens/lines.txt")).unwrap();
+    let golden = std::fs::read_to_string(data("golden/tokens/ids.json")).unwrap();
+    let golden: std::collections::BTreeMap<String, Vec<Vec<u32>>> = serde_json::from_str(&golden).unwrap();
+    assert_eq!(golden.len(), 3);
+    for (name, expected) in golden {
+        let (_dir, path) = made(&name, "Q8_0");
+        let encoder = open(&path).unwrap().encoder;
+        assert_eq!(texts.split_terminator('\n').count(), expected.len());
+        for (line, expected) in texts.split_terminator('\n').zip(expected) {
+            assert_eq!(encoder.encode(line).unwrap(), expected, "{name}: {line:?}");
         }
     }
 }
@@ -237,7 +259,11 @@ fn what_cannot_be_computed_is_refused_by_name() {
         (|p| p.without("general.architecture"), Kind::Invalid, &["general.architecture", "missing"]),
         (|p| p.without("llama.block_count"), Kind::Invalid, &["llama.block_count", "missing"]),
         (|p| p.meta.set("llama.block_count", "two"), Kind::Invalid, &["llama.block_count", "whole number"]),
-        (|p| p.meta.set("llama.logit_scale", 0.5f32), Kind::Unsupported, &["llama.logit_scale", "may change"]),
+        (
+            |p| p.meta.set("llama.logit_scale", 0.5f32),
+            Kind::Unsupported,
+            &["llama.logit_scale", "may change"],
+        ),
         (|p| p.meta.set("llama.rope.scaling.type", "new"), Kind::Unsupported, &["rope.scaling.type", "new"]),
         (|p| p.meta.set("llama.rope.dimension_count", 16u32), Kind::Unsupported, &["partial_rotary_factor"]),
         (|p| p.meta.set("llama.attention.head_count", 3u32), Kind::Invalid, &["num_key_value_heads"]),
@@ -246,7 +272,11 @@ fn what_cannot_be_computed_is_refused_by_name() {
             Kind::Unsupported,
             &["feed_forward_length", "same in all layers"],
         ),
-        (|p| p.tensors.retain(|t| t.0 != "output_norm.weight"), Kind::Invalid, &["output_norm.weight", "missing"]),
+        (
+            |p| p.tensors.retain(|t| t.0 != "output_norm.weight"),
+            Kind::Invalid,
+            &["output_norm.weight", "missing"],
+        ),
         (|p| p.tensor("output_norm.weight").0 = "other".into(), Kind::Invalid, &["output_norm.weight"]),
         (
             |p| p.tensors.push(("other".into(), vec![1], GgmlType::F32, vec![0; 4])),
@@ -262,7 +292,11 @@ fn what_cannot_be_computed_is_refused_by_name() {
             Kind::Unsupported,
             &["output.weight", "I16"],
         ),
-        (|p| p.meta.set("tokenizer.ggml.model", "bert"), Kind::Unsupported, &["tokenizer.ggml.model", "bert"]),
+        (
+            |p| p.meta.set("tokenizer.ggml.model", "bert"),
+            Kind::Unsupported,
+            &["tokenizer.ggml.model", "bert"],
+        ),
         (|p| p.meta.set("tokenizer.ggml.pre", "new"), Kind::Unsupported, &["tokenizer.ggml.pre", "new"]),
         (|p| p.without("tokenizer.ggml.tokens"), Kind::Invalid, &["tokenizer.ggml.tokens", "missing"]),
         (

@@ -1,6 +1,6 @@
 //! A model that can be computed.
 
-mod gguf;
+pub mod gguf;
 
 use std::io::Read;
 use std::path::Path;
@@ -73,7 +73,9 @@ impl OpenModel {
 fn is_gguf(path: &Path) -> bool {
     let begins = || {
         let mut magic = [0; MAGIC.len()];
-        std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok_and(|()| magic == *MAGIC)
+        std::fs::File::open(path)
+            .and_then(|mut file| file.read_exact(&mut magic))
+            .is_ok_and(|()| magic == *MAGIC)
     };
     path.is_file() && (path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || begins())
 }

@@ -1,6 +1,6 @@
 //! Text to token ids, by the `tokenizers` library.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -133,8 +133,12 @@ impl Encoder {
     }
 
     /// Whether both give every token the same id, so that predictions of one can be compared with those of the other.
+    /// The mark that SentencePiece has for a space counts as one: llama.cpp's converter writes added tokens so.
     pub fn same_vocabulary(&self, other: &Encoder) -> bool {
-        let vocab = |encoder: &Encoder| -> HashMap<String, u32> { encoder.plain.get_vocab(true) };
+        let vocab = |encoder: &Encoder| -> BTreeMap<u32, String> {
+            let tokens = encoder.plain.get_vocab(true).into_iter();
+            tokens.map(|(text, id)| (id, text.replace('\u{2581}', " "))).collect()
+        };
         vocab(self) == vocab(other)
     }
 

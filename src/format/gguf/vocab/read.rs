@@ -121,9 +121,7 @@ pub fn read_vocab(meta: &Metadata) -> Result<Vocab> {
     let spm = matches!(model, VocabModel::SentencePiece { .. });
     let special = keys.special(defaults, tokens.len(), &pre)?;
     let mut add = Vec::new();
-    for (role, default) in
-        [("bos", spm || ADD_BOS.contains(&pre.as_str())), ("eos", false), ("sep", false)]
-    {
+    for (role, default) in [("bos", spm || ADD_BOS.contains(&pre.as_str())), ("eos", false), ("sep", false)] {
         add.push((role.to_owned(), keys.flag(&format!("add_{role}_token"))?.unwrap_or(default)));
     }
     Ok(Vocab {
@@ -155,9 +153,7 @@ impl<'a> Keys<'a> {
 
     fn wrong(&self, name: &str, expected: &str) -> Error {
         match self.get(name) {
-            Some(_) => {
-                Error::new(Kind::Invalid, format!("the key tokenizer.ggml.{name} must be {expected}"))
-            }
+            Some(_) => Error::new(Kind::Invalid, format!("the key tokenizer.ggml.{name} must be {expected}")),
             None => missing(name),
         }
     }

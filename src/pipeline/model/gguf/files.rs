@@ -48,11 +48,8 @@ impl Files {
             for part in 2..=count {
                 let other = path.with_file_name(part_name(&prefix, part, count));
                 let reader = Reader::open(&other).map_err(|e| match e.kind() {
-                    Kind::NotFound => {
-                        Error::new(Kind::Invalid, format!("{} is missing", other.display())).hint(format!(
-                            "The model is in {count} files; all of them must be in one place."
-                        ))
-                    }
+                    Kind::NotFound => Error::new(Kind::Invalid, format!("{} is missing", other.display()))
+                        .hint(format!("The model is in {count} files; all of them must be in one place.")),
                     _ => e,
                 })?;
                 if part_number(reader.metadata(), "split.no") != Some(part - 1) {

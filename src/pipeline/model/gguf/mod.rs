@@ -25,10 +25,18 @@ use weights::Weights;
 /// or a key or tensor is missing.
 pub(super) fn open(path: &Path, ignore_config: &[String], progress: &dyn Progress) -> Result<OpenModel> {
     let files = Files::open(path)?;
-    let config = Config::rebuilt(params::rebuild(&files)?, format!("config.json rebuilt from {}", path.display()))?;
+    let config =
+        Config::rebuilt(params::rebuild(&files)?, format!("config.json rebuilt from {}", path.display()))?;
     let model = Model::read(config, ignore_config)?;
     model.warnings.iter().for_each(|w| progress.warn(w));
-    let tokenizer = tokenizer(path, files.metadata(), model.hyper.vocab)?;
+    let (tokenizer, tokens) = read_tokenizer(path, files.metadata())?;
+    if tokens != model.hyper.vocab {
+        let rows = model.hyper.vocab;
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("{}: the vocabulary has {tokens} tokens, the embedding {rows}", path.display()),
+        ));
+    }
     tokenizer.warnings.iter().for_each(|w| progress.warn(w));
     Ok(OpenModel {
         name: name(path, files.metadata()),
@@ -39,24 +47,27 @@ pub(super) fn open(path: &Path, ignore_config: &[String], progress: &dyn Progres
     })
 }
 
-/// The tokenizer of a file, in Hugging Face's format.
-fn tokenizer(path: &Path, meta: &Metadata, embedding_rows: usize) -> Result<Rebuilt> {
-    let at = |e: Error| {
-        let message = format!("{}: {e}", path.display());
-        let new = Error::new(e.kind(), message);
-        match e.suggestion() {
-            Some(hint) => new.hint(hint),
-            None => new,
-        }
+/// The tokenizer of the file at `path`, in Hugging Face's format.
+///
+/// # Errors
+/// As [`OpenModel::open`].
+pub fn tokenizer(path: &Path) -> Result<Rebuilt> {
+    read_tokenizer(path, Files::open(path)?.metadata()).map(|(rebuilt, _)| rebuilt)
+}
+
+/// The same from metadata, and the number of tokens.
+fn read_tokenizer(path: &Path, meta: &Metadata) -> Result<(Rebuilt, usize)> {
+    let read = || {
+        let vocab = read_vocab(meta)?;
+        Ok((rebuild(&vocab)?, vocab.tokens.len()))
     };
-    let vocab = read_vocab(meta).map_err(at)?;
-    if vocab.tokens.len() != embedding_rows {
-        return Err(at(Error::new(
-            Kind::Invalid,
-            format!("the vocabulary has {} tokens, the embedding {embedding_rows}", vocab.tokens.len()),
-        )));
-    }
-    rebuild(&vocab).map_err(at)
+    read().map_err(|e: Error| {
+        let at = Error::new(e.kind(), format!("{}: {e}", path.display()));
+        match e.suggestion() {
+            Some(hint) => at.hint(hint),
+            None => at,
+        }
+    })
 }
 
 /// What the file calls the model, else its own name without the extension.

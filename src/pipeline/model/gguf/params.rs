@@ -270,15 +270,13 @@ fn longrope(keys: &Keys<'_>, config: &Map<String, Json>) -> Result<Option<Json>>
         }
     };
     let context = keys.need_count("context_length")? as f64;
-    let original =
-        config.get("original_max_position_embeddings").and_then(Json::as_f64).unwrap_or(context);
+    let original = config.get("original_max_position_embeddings").and_then(Json::as_f64).unwrap_or(context);
     let scale = context / original;
     let implied = if scale > 1.0 { (1.0 + scale.ln() / original.ln()).sqrt() } else { 1.0 };
     if stated.is_some_and(|stated| (stated / implied - 1.0).abs() > 1e-5) {
-        return Err(keys.unsupported(
-            "rope.scaling.attn_factor",
-            &format!("the context's length implies {implied}"),
-        ));
+        return Err(
+            keys.unsupported("rope.scaling.attn_factor", &format!("the context's length implies {implied}"))
+        );
     }
     let list = |factors: Vec<f32>| factors.into_iter().map(shortest).collect::<Vec<f64>>();
     Ok(Some(json!({"rope_type": "longrope", "short_factor": list(short), "long_factor": list(long)})))

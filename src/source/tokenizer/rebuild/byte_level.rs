@@ -26,9 +26,7 @@ pub(super) fn parts(
     let splits = pre.patterns.iter().map(|pattern| {
         json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
     });
-    let bytes = |regex: bool| {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex})
-    };
+    let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
     let mut steps: Vec<Value> = splits.collect();
     steps.push(bytes(false));
 

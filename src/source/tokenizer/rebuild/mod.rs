@@ -185,7 +185,9 @@ fn template(vocab: &Vocab) -> Result<Option<Value>> {
         [token(&bos), own, token(&eos)].concat()
     };
     let pair = [around("A", 0), around("B", 1)].concat();
-    Ok(Some(json!({"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": tokens})))
+    Ok(Some(
+        json!({"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": tokens}),
+    ))
 }
 
 /// `tokenizer_config.json`.

@@ -12,11 +12,15 @@ use crate::source::vocab::{TokenType, Vocab};
 /// SentencePiece's mark for a space.
 const MARK: char = '\u{2581}';
 
+/// The longest token, in bytes: the ways to make one grow with the square of its length. SentencePiece's own limit is 16
+/// characters unless the trainer asks for more.
+const LONGEST: usize = 512;
+
 /// The parts of a tokenizer with these scores.
 ///
 /// # Errors
-/// `Unsupported` if scores do not tell the tokens apart: the library ranks pairs and has no way to take the leftmost of
-/// equals.
+/// `Unsupported` if a token is too long, or scores do not tell the tokens apart: the library ranks pairs and has no way to
+/// take the leftmost of equals.
 pub(super) fn parts(
     vocab: &Vocab,
     scores: &[f32],
@@ -26,6 +30,12 @@ pub(super) fn parts(
     let mut pairs: Vec<(f32, u32, &str, &str)> = Vec::new();
     let mut merged = HashSet::new();
     for (text, id) in ids {
+        if text.len() > LONGEST {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("token {id} is {} bytes long; at most {LONGEST} are supported", text.len()),
+            ));
+        }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
             if ids.contains_key(left) && ids.contains_key(right) {

@@ -40,8 +40,7 @@ fn spm(scores: [f32; 12]) -> Vocab {
     vocab(VocabModel::SentencePiece { scores: scores.to_vec() }, &SPM)
 }
 
-const SCORES: [f32; 12] =
-    [0.0, 0.0, 0.0, 0.0, -4.0, -5.0, -6.0, -1.0, -2.0, -3.0, -1000.0, -10000.0];
+const SCORES: [f32; 12] = [0.0, 0.0, 0.0, 0.0, -4.0, -5.0, -6.0, -1.0, -2.0, -3.0, -1000.0, -10000.0];
 
 #[test]
 fn sentence_piece_merges_the_best_score_first_and_falls_back_to_bytes() {
@@ -67,10 +66,13 @@ fn sentence_piece_merges_the_best_score_first_and_falls_back_to_bytes() {
 }
 
 #[test]
-fn scores_that_are_all_alike_are_refused() {
+fn scores_that_are_all_alike_and_tokens_that_are_too_long_are_refused() {
     let e = rebuild(&spm([-1000.0; 12])).unwrap_err();
     assert_eq!(e.kind(), Kind::Unsupported);
     assert!(e.to_string().contains("order in which they were merged is lost"), "{e}");
+    let mut long = spm(SCORES);
+    long.tokens[9] = vec![b'a'; 100_000];
+    assert_eq!(rebuild(&long).unwrap_err().kind(), Kind::Unsupported);
     let mut some = SCORES;
     some[9] = some[8];
     let rebuilt = rebuild(&spm(some)).unwrap();
