@@ -178,8 +178,8 @@ fn tokenizers_give_the_ids_of_the_original() {
         let opened = open(&path).unwrap();
         let original = Encoder::open(&model(name)).unwrap();
         for line in texts.lines().chain([texts.as_str()]) {
-            // transformers puts no space before a text that has one, as llama.cpp does with this vocabulary.
-            if *name == "llama-spm" && line.starts_with(' ') {
+            // llama.cpp puts a space before every text; transformers not before one that has a space, or never.
+            if *name == "phi3" || *name == "llama-spm" && line.starts_with(' ') {
                 continue;
             }
             let (found, expected) = (opened.encoder.encode(line).unwrap(), original.encode(line).unwrap());
@@ -193,8 +193,10 @@ fn tokenizers_give_the_ids_of_the_original() {
                 (original.bos(), original.eos()),
                 "{name}"
             );
-            assert!(opened.encoder.same_vocabulary(&original), "{name}");
         }
+        assert!(opened.encoder.same_vocabulary(&original), "{name}");
+        let other = Encoder::open(&model(if *name == "llama" { "llama-spm" } else { "tiny-llama" })).unwrap();
+        assert_eq!(opened.encoder.same_vocabulary(&other), *name == "tiny-llama", "{name}");
     }
 }
 
