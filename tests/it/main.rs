@@ -14,6 +14,8 @@ mod decoder;
 mod evaluate;
 /// An independent parser of what the program writes.
 mod gguf_file;
+/// GGUF files as models that are computed.
+mod gguf_model;
 /// Digests of llama.cpp's own files.
 mod golden;
 /// GGUF files that lie.
