@@ -1,5 +1,6 @@
 //! The command line: arguments in, text or JSON out. The only place that prints.
 
+pub mod data;
 mod info;
 mod output;
 mod quantize;
