@@ -22,13 +22,13 @@ use super::random::Reservoir;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-use crate::source::tokenizer::Encoder;
+use crate::source::tokenizer::encoder::Encoder;
 
 /// How many rows are taken where none are asked for.
 pub const DEFAULT_ROWS: usize = 256;
 /// How long rows are where no length is asked for, unless the model's context is shorter.
 pub const DEFAULT_SEQ_LEN: usize = 2048;
-/// A text longer than this is tokenised in pieces, each cut after a line's end, to bound time and memory.
+/// A text longer than this is tokenised in pieces, cut after a line's end, to bound time and memory.
 const PIECE: usize = 4 << 20;
 
 /// Rows of tokens to calibrate with, and where they are from.
@@ -74,8 +74,8 @@ pub struct Want {
     pub rows: Option<usize>,
     /// Tokens in each; none is [`DEFAULT_SEQ_LEN`] or the model's context.
     pub seq_len: Option<usize>,
-    /// None takes the first rows; a seed draws rows from the whole data, without replacement, and keeps their order.
-    /// Of a data set of several files on the Hub it draws the files too, and no more are read than have rows enough.
+    /// None takes the first rows, of the built-in text some from all over it. A seed draws rows from the whole data, without replacement, and keeps their order.
+    /// Of a data set of several files on the Hub it shuffles the files, and no more are read than have rows enough.
     pub seed: Option<u64>,
 }
 
@@ -104,7 +104,10 @@ impl Rows {
     ) -> Result<Rows> {
         let seq_len = want.seq_len(limits)?;
         let size = want.size()?;
-        let mut cutter = Cutter::new(encoder, limits, seq_len, Taken::new(size, want.seed))?;
+        // The parts of the built-in text differ in kind, so that its first rows would be one-sided.
+        let spreads = data.is_built_in() && want.seed.is_none();
+        let taken = Taken::new(if spreads { usize::MAX } else { size }, want.seed);
+        let mut cutter = Cutter::new(encoder, limits, seq_len, taken)?;
         for index in data.order(want.seed) {
             let flow = data.read(index, cancel, progress, &mut |sample| {
                 cancel.check()?;
@@ -116,7 +119,10 @@ impl Rows {
             }
         }
         cutter.report(data, want, progress);
-        let rows = cutter.finish(data.source())?;
+        let mut rows = cutter.finish(data.source())?;
+        if spreads {
+            rows = spread(rows, size);
+        }
         let record = DataRecord {
             source: data.source().to_owned(),
             revision: data.revision().map(String::from),
@@ -366,18 +372,26 @@ impl<'a> Cutter<'a> {
     }
 }
 
-/// `text` in pieces of about `size` bytes, each cut after a line's end.
+/// `text` in pieces of `size` bytes and somewhat more, each cut after a line's end if there is one before twice that.
 fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let end = rest.as_bytes().iter().skip(size).position(|b| *b == b'\n').map(|at| size + at + 1);
-        let (piece, after) = rest.split_at(end.unwrap_or(rest.len()));
+        let mut bytes = rest.as_bytes().iter().skip(size).take(size);
+        let end = bytes.position(|b| *b == b'\n').map(|at| size + at + 1);
+        let (piece, after) = rest.split_at(end.unwrap_or_else(|| rest.ceil_char_boundary(2 * size)));
         rest = after;
         Some(piece)
     })
+}
+
+/// `size` of the rows, at equal distances; all, if there are no more.
+fn spread(rows: Vec<Vec<u32>>, size: usize) -> Vec<Vec<u32>> {
+    let total = rows.len();
+    let taken = |i: usize| total <= size || (i * size) / total != ((i + 1) * size) / total;
+    rows.into_iter().enumerate().filter(|(i, _)| taken(*i)).map(|(_, row)| row).collect()
 }
 
 fn digest(rows: &[Vec<u32>]) -> String {
@@ -397,9 +411,21 @@ mod tests {
     fn long_texts_are_cut_after_lines() {
         let text = "one\ntwo\n\nthree and four\nfive";
         assert_eq!(pieces(text, 100).collect::<Vec<_>>(), [text]);
-        assert_eq!(pieces(text, 4).collect::<Vec<_>>(), ["one\ntwo\n", "\nthree and four\n", "five"]);
+        assert_eq!(pieces(text, 4).collect::<Vec<_>>(), ["one\ntwo\n", "\nthree a", "nd four\n", "five"]);
         assert_eq!(pieces("", 4).count(), 0);
-        assert_eq!(pieces("äöü\näöü", 1).collect::<Vec<_>>(), ["äöü\n", "äöü"]);
+        assert_eq!(pieces("äöü\näöü", 2).collect::<Vec<_>>(), ["äö", "ü\n", "äö", "ü"]);
+        assert_eq!(pieces("€€€", 2).collect::<Vec<_>>(), ["€€", "€"]);
+    }
+
+    #[test]
+    fn rows_are_spread_evenly() {
+        let rows: Vec<Vec<u32>> = (0..10).map(|i| vec![i]).collect();
+        let of = |size| spread(rows.clone(), size).concat();
+        assert_eq!(of(10), (0..10).collect::<Vec<_>>());
+        assert_eq!(of(11), of(10));
+        assert_eq!(of(5), [1, 3, 5, 7, 9]);
+        assert_eq!(of(3), [3, 6, 9]);
+        assert_eq!(of(1), [9]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::calib::rows::{Limits, Rows, Want};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-use crate::source::tokenizer::Encoder;
+use crate::source::tokenizer::encoder::Encoder;
 
 /// What to calibrate with
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -4,12 +4,13 @@
 //! and no clock, and what transformers offers them is here: Python's methods, `raise_exception`, `tojson`, and
 //! `strftime_now`, which always tells the same date, so that the same data give the same tokens every day.
 
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
 use serde_json::Value as Json;
 
 use crate::error::{Error, Kind, Result};
-use crate::source::tokenizer::Encoder;
+use crate::source::tokenizer::encoder::Encoder;
 
 /// Steps that one conversation may take. Long ones with the largest templates take some ten thousands.
 const FUEL: u64 = 20_000_000;
@@ -41,8 +42,8 @@ impl ChatTemplate {
 
     fn new(source: &str, bos: Option<String>, eos: Option<String>) -> Result<ChatTemplate> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the usual delimiters are valid"));
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
@@ -64,7 +65,7 @@ impl ChatTemplate {
     pub(in crate::calib) fn render(&self, messages: &Json) -> Result<String> {
         let template = self.environment.get_template(NAME).expect("it was added");
         let variables = context! {
-            messages => messages,
+            messages => Serde(messages),
             bos_token => self.bos.as_deref().unwrap_or_default(),
             eos_token => self.eos.as_deref().unwrap_or_default(),
             add_generation_prompt => false,
@@ -72,7 +73,7 @@ impl ChatTemplate {
             documents => (),
         };
         let mut out = Bounded(Vec::new());
-        template.render_to_write(variables, &mut out).map_err(|e| {
+        template.render_captured_to(variables, &mut out).map_err(|e| {
             Error::new(Kind::Invalid, format!("the chat template refuses a conversation: {}", words(&e)))
                 .hint("Check the roles and their order, or name a column of plain text with --text-column.")
         })?;
@@ -272,14 +273,15 @@ mod tests {
             ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "come to an end"),
             ("{% for a in range(9999) %}{% for b in range(99) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}", ""),
             ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""),
-            ("{% include '/etc/hostname' %}", ""),
             ("{{ strftime_now('%Q') }}", "%Q"),
         ] {
             let e = render(source, chat()).unwrap_err();
             assert_eq!(e.kind(), Kind::Invalid, "{source}");
             assert!(e.to_string().contains(word), "{e}");
         }
-        let e = ChatTemplate::new("{% if %}", None, None).map(drop).unwrap_err();
-        assert_eq!(e.kind(), Kind::Unsupported);
+        for source in ["{% if %}", "{% include '/etc/hostname' %}"] {
+            let e = ChatTemplate::new(source, None, None).map(drop).unwrap_err();
+            assert_eq!(e.kind(), Kind::Unsupported, "{source}");
+        }
     }
 }

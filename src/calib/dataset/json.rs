@@ -59,26 +59,24 @@ fn document(
         Value::Array(list) => list,
         Value::String(_) => vec![value],
         Value::Object(mut object) => {
-            let lists = column.into_iter().chain(LISTS);
-            let key = lists.filter(|key| is_list_of_samples(object.get(*key))).next();
+            let mut keys = column.into_iter().chain(LISTS);
+            let list = keys.find(|key| is_list_of_samples(object.get(*key)));
             let is_record = match column {
                 Some(column) => object.contains_key(column),
                 None => COLUMNS.iter().any(|name| object.contains_key(*name)),
             };
-            match key.and_then(|key| object.get_mut(key)) {
-                Some(Value::Array(list)) => std::mem::take(list),
-                _ if is_record => vec![Value::Object(object)],
-                _ if !object.is_empty() && object.values().all(|v| v.is_string() || v.is_object()) => {
-                    object.into_iter().map(|(_, v)| v).collect()
-                }
-                _ => {
-                    return Err(place
-                        .invalid(format!(
-                            "an object without a list of samples; its keys are: {}",
-                            object.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
-                        ))
-                        .hint("Use a list of texts, or an object with one under \"texts\", \"samples\" or \"data\"."));
-                }
+            let is_map = !object.is_empty() && object.values().all(|v| v.is_string() || v.is_object());
+            if let Some(Value::Array(list)) = list.and_then(|key| object.get_mut(key)) {
+                std::mem::take(list)
+            } else if is_record {
+                vec![Value::Object(object)]
+            } else if is_map {
+                object.into_iter().map(|(_, v)| v).collect()
+            } else {
+                let keys: Vec<&str> = object.keys().map(String::as_str).collect();
+                return Err(place
+                    .invalid(format!("an object without a list of samples; its keys are: {}", keys.join(", ")))
+                    .hint("Use a list of texts, or an object with one under \"texts\", \"samples\" or \"data\"."));
             }
         }
         other => return Err(place.invalid(format!("{} is no list of samples", kind(&other)))),
@@ -112,13 +110,15 @@ mod tests {
 
     fn texts(value: Value, column: Option<&str>) -> Result<Vec<String>> {
         let mut texts = Vec::new();
-        document(value, column, &Place { file: "x.json", at: None }, &mut |sample| {
+        let place = Place { file: "x.json", at: None };
+        let flow = document(value, column, &place, &mut |sample| {
             texts.push(match sample {
                 Sample::Text(text) => text.into_owned(),
                 Sample::Chat(messages) => messages.to_string(),
             });
             Ok(ControlFlow::Continue(()))
         })?;
+        assert!(flow.is_continue());
         Ok(texts)
     }
 
