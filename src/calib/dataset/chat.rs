@@ -257,7 +257,7 @@ mod tests {
             ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
             ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}", "assistant"),
             ("{% if not tools is defined or tools is none %}none{% endif %}", "none"),
-            ("{{ 'a<b>c'.split('<b>')[-1] }}{{ ' x '.lstrip() }}{{ 'ab'.startswith('a') }}", "cx true"),
+            ("{{ 'a<b>c'.split('<b>')[-1] }}{{ ' x '.lstrip() }}{{ 'ab'.startswith('a') }}", "cx True"),
             ("{% generation %}x{%- endgeneration -%} y", "xy"),
             ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') }}", "[a]"),
             ("{{ messages[0].get('name', 'nobody') }}{{ messages[0].items() | list | length }}", "nobody2"),

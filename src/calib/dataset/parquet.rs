@@ -1,9 +1,11 @@
 //! Parquet files: one column of text or of conversations.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -23,9 +25,8 @@ pub(super) fn records(
     sink: &mut Sink<'_>,
 ) -> Result<ControlFlow<()>> {
     let place = Place { file: name, at: None };
-    let broken = |e: ParquetError| place.invalid("no intact Parquet file").because(e);
     let file = File::open(path).map_err(|e| Error::io(format!("cannot open {name}"), e))?;
-    let reader = SerializedFileReader::new(file).map_err(broken)?;
+    let reader = guarded(&place, || SerializedFileReader::new(file))?;
     let schema = reader.metadata().file_metadata().schema();
     let names = || schema.get_fields().iter().map(|field| field.name());
     let chosen = match column {
@@ -35,10 +36,13 @@ pub(super) fn records(
     let chosen = chosen.ok_or_else(|| place.no_column(column, names()))?.to_owned();
     let field = schema.get_fields().iter().find(|field| field.name() == chosen);
     let fields: Vec<Arc<Type>> = field.cloned().into_iter().collect();
-    let only = Type::group_type_builder(schema.name()).with_fields(fields).build().map_err(broken)?;
-    for (i, row) in reader.get_row_iter(Some(only)).map_err(broken)?.enumerate() {
-        let row = row.map_err(broken)?;
-        let place = Place { file: name, at: Some(("row", i + 1)) };
+    let mut rows = guarded(&place, || {
+        let only = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
+        reader.get_row_iter(Some(only))
+    })?;
+    for i in 1.. {
+        let Some(row) = guarded(&place, || rows.next().transpose())? else { break };
+        let place = Place { file: name, at: Some(("row", i)) };
         for (_, field) in row.get_column_iter() {
             let flow = sink(of_column(&chosen, value(field, &place)?, &place)?)?;
             if flow.is_break() {
@@ -47,6 +51,33 @@ pub(super) fn records(
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+thread_local! {
+    /// Whether a panic on this thread is expected and says nothing.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a part of the library, which panics at some damaged files. That is an error of the file like any other.
+fn guarded<T>(place: &Place<'_>, part: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                print(panic);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    // What was half done is dropped with the reader.
+    let done = catch_unwind(AssertUnwindSafe(part));
+    GUARDED.set(false);
+    let broken = || place.invalid("no intact Parquet file").hint("Fetch or write the file again.");
+    match done {
+        Ok(done) => done.map_err(|e| broken().because(e)),
+        Err(_) => Err(broken()),
+    }
 }
 
 fn value(field: &Field, place: &Place<'_>) -> Result<Value> {
