@@ -118,9 +118,9 @@ pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) {
     assert!(dst.len().is_multiple_of(ty.block_len()), "{} weights in {ty}", dst.len());
     assert_eq!(src.len(), dst.len() / ty.block_len() * ty.block_bytes(), "bytes for {} weights", dst.len());
     match ty {
-        GgmlType::F32 => f32_from_le(src, dst, Simd::best()),
-        GgmlType::F16 => f16_to_f32(src, dst, Simd::best()),
-        GgmlType::BF16 => bf16_to_f32(src, dst, Simd::best()),
+        GgmlType::F32 => drop(f32_from_le(src, dst, Simd::best())),
+        GgmlType::F16 => drop(f16_to_f32(src, dst, Simd::best())),
+        GgmlType::BF16 => drop(bf16_to_f32(src, dst, Simd::best())),
         GgmlType::Q8_0 => each_block!(src, dst, 32, 34, q8_0::decode),
         GgmlType::Q4_0 => each_block!(src, dst, 32, 18, symmetric32::decode::<4>),
         GgmlType::Q5_0 => each_block!(src, dst, 32, 22, symmetric32::decode::<5>),
