@@ -43,14 +43,16 @@ mod tests {
         }
         let often: Vec<_> = lines.iter().filter(|(_, n)| **n > 3).collect();
         assert!(often.is_empty(), "{often:?}");
-        let repeated: usize = lines.iter().filter(|(_, n)| **n > 1).map(|(line, n)| line.len() * (n - 1)).sum();
+        let repeated: usize =
+            lines.iter().filter(|(_, n)| **n > 1).map(|(line, n)| line.len() * (n - 1)).sum();
         assert!(repeated * 100 < size(), "{repeated} bytes are repeated lines");
     }
 
     #[test]
     fn many_scripts_are_in_it() {
         let text: String = TEXTS.iter().map(|(_, text)| *text).collect();
-        let count = |range: std::ops::RangeInclusive<char>| text.chars().filter(|c| range.contains(c)).count();
+        let count =
+            |range: std::ops::RangeInclusive<char>| text.chars().filter(|c| range.contains(c)).count();
         for (script, range) in [
             ("Cyrillic", 'а'..='я'),
             ("Han", '一'..='鿿'),

@@ -84,8 +84,11 @@ impl Dataset {
             return remote(data, selection, cancel, progress);
         }
         if selection.config.is_some() || selection.split.is_some() {
-            return Err(Error::new(Kind::Usage, format!("{data} is no data set of the Hub: it has no configurations or splits"))
-                .hint("Leave out --dataset-config and --dataset-split, or pass the one file that is wanted."));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{data} is no data set of the Hub: it has no configurations or splits"),
+            )
+            .hint("Leave out --dataset-config and --dataset-split, or pass the one file that is wanted."));
         }
         let files = match path.is_dir() {
             true => in_directory(path)?,
@@ -174,10 +177,12 @@ impl Dataset {
     ) -> Result<ControlFlow<()>> {
         let _ = (cancel, progress);
         match &self.files {
-            Files::BuiltIn => builtin::TEXTS.iter().try_fold(ControlFlow::Continue(()), |flow, (_, text)| match flow {
-                ControlFlow::Break(()) => Ok(flow),
-                ControlFlow::Continue(()) => sink(Sample::Text(Cow::Borrowed(text))),
-            }),
+            Files::BuiltIn => {
+                builtin::TEXTS.iter().try_fold(ControlFlow::Continue(()), |flow, (_, text)| match flow {
+                    ControlFlow::Break(()) => Ok(flow),
+                    ControlFlow::Continue(()) => sink(Sample::Text(Cow::Borrowed(text))),
+                })
+            }
             Files::Local(files) => self.read_file(&files[index], &files[index].display().to_string(), sink),
             #[cfg(feature = "hub")]
             Files::Remote(remote) => {
@@ -211,8 +216,11 @@ impl FileKind {
     /// By the file's ending; `.gz` may follow those of text.
     fn of(path: &Path) -> Result<FileKind> {
         FileKind::known(path).ok_or_else(|| {
-            Error::new(Kind::Unsupported, format!("{} is no kind of file that is read for text", path.display()))
-                .hint("Pass .txt, .jsonl, .json or .parquet, a directory of these, or a data set of the Hub.")
+            Error::new(
+                Kind::Unsupported,
+                format!("{} is no kind of file that is read for text", path.display()),
+            )
+            .hint("Pass .txt, .jsonl, .json or .parquet, a directory of these, or a data set of the Hub.")
         })
     }
 
@@ -245,25 +253,26 @@ fn in_directory(dir: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        return Err(Error::new(Kind::Invalid, format!("{} has no .txt, .jsonl, .json or .parquet file", dir.display()))
-            .hint("Directories inside it are not looked into."));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("{} has no .txt, .jsonl, .json or .parquet file", dir.display()),
+        )
+        .hint("Directories inside it are not looked into."));
     }
     files.sort();
     Ok(files)
 }
 
 fn not_found(data: &str) -> Error {
-    Error::new(Kind::NotFound, format!("calibration data '{data}' not found: there is no such file or directory"))
-        .hint("Check the path, or pass a data set on the Hugging Face Hub as org/name.")
+    Error::new(
+        Kind::NotFound,
+        format!("calibration data '{data}' not found: there is no such file or directory"),
+    )
+    .hint("Check the path, or pass a data set on the Hugging Face Hub as org/name.")
 }
 
 #[cfg(feature = "hub")]
-fn remote(
-    data: &str,
-    selection: Selection,
-    cancel: &Cancel,
-    progress: &dyn Progress,
-) -> Result<Dataset> {
+fn remote(data: &str, selection: Selection, cancel: &Cancel, progress: &dyn Progress) -> Result<Dataset> {
     let id = HubId::parse(data).filter(|_| FileKind::known(Path::new(data)).is_none());
     let id = id.ok_or_else(|| not_found(data))?;
     Dataset::from_hub(&HubConfig::from_env(), &id, selection, cancel, progress)

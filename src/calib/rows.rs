@@ -16,8 +16,8 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::dataset::{Dataset, Sample};
 use super::dataset::chat::ChatTemplate;
+use super::dataset::{Dataset, Sample};
 use super::random::Reservoir;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
@@ -134,10 +134,8 @@ impl Rows {
             tokens: rows.len() * seq_len,
             seed: want.seed,
         };
-        progress.info(&format!(
-            "Calibration data: {}, {} rows of {seq_len} tokens",
-            record.source, record.rows
-        ));
+        progress
+            .info(&format!("Calibration data: {}, {} rows of {seq_len} tokens", record.source, record.rows));
         if want.rows.is_some_and(|n| n > rows.len()) || (rows.len() < size && !data.is_built_in()) {
             progress.warn(&format!(
                 "{} has no more than {} rows of {seq_len} tokens; {size} were wanted",
@@ -364,9 +362,8 @@ impl<'a> Cutter<'a> {
                 true => format!("{source} has no text"),
                 false => format!("{source} has {tokens} tokens, which is no row of {seq_len}"),
             };
-            return Err(
-                Error::new(Kind::Invalid, message).hint("Pass more text to --calibration-data, or a shorter --seq-len.")
-            );
+            return Err(Error::new(Kind::Invalid, message)
+                .hint("Pass more text to --calibration-data, or a shorter --seq-len."));
         }
         Ok(rows)
     }

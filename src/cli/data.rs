@@ -70,10 +70,8 @@ impl DataArgs {
             return Err(Error::new(Kind::Usage, format!("{name} is of no use without --calibration-data"))
                 .hint("Pass --calibration-data with the data that it is about."));
         }
-        progress.info(&format!(
-            "No --calibration-data: using the built-in text ({} kB)",
-            builtin::size() / 1000
-        ));
+        progress
+            .info(&format!("No --calibration-data: using the built-in text ({} kB)", builtin::size() / 1000));
         Ok(Dataset::built_in())
     }
 }

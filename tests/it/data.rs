@@ -56,7 +56,8 @@ fn encoder() -> Encoder {
 
 /// The same tokenizer for a model that wants BOS and has a chat template.
 fn chat_encoder() -> Encoder {
-    let template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}\n{% endfor %}";
+    let template =
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}\n{% endfor %}";
     let plain = encoder();
     let special = SpecialTokens {
         add_bos: true,
@@ -131,7 +132,8 @@ fn every_kind_of_file_gives_the_same_rows() {
     let files = Files::new();
     let samples = [prose(40), "Zwei Sätze. “Quoted”\nand a tab\t.".to_owned(), prose(3)];
     let quoted: Vec<String> = samples.iter().map(|s| serde_json::to_string(s).unwrap()).collect();
-    let lines = |key: &str| quoted.iter().map(|q| format!("{{\"id\": 1, \"{key}\": {q}}}\n")).collect::<String>();
+    let lines =
+        |key: &str| quoted.iter().map(|q| format!("{{\"id\": 1, \"{key}\": {q}}}\n")).collect::<String>();
     let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
     packed.write_all(lines("text").as_bytes()).unwrap();
     let directory = files.path("dir");
@@ -181,7 +183,10 @@ fn parquet_files_are_read_whatever_their_compression() {
         assert_eq!(of(name, &[]), plain, "{name}");
     }
     assert_eq!(of("messages.parquet", &[]), of("messages.jsonl", &[]));
-    assert_eq!(of("messages.parquet", &["--text-column", "summary"]), of("messages.jsonl", &["--text-column", "summary"]));
+    assert_eq!(
+        of("messages.parquet", &["--text-column", "summary"]),
+        of("messages.jsonl", &["--text-column", "summary"])
+    );
 }
 
 #[test]
@@ -194,7 +199,11 @@ fn conversations_go_through_the_chat_template() {
     let rows = rows_of(&encoder, LIMITS, &options).0.unwrap().rows;
     let text = "<|bos|>[user] Who are you?<|eos|>\n[assistant] A <|bos|> cat.<|eos|>\n";
     let ids = encoder.encode_with_special(text).unwrap();
-    assert_eq!(ids.iter().filter(|id| **id == 1).count(), 2, "the template's end of a turn is a special token");
+    assert_eq!(
+        ids.iter().filter(|id| **id == 1).count(),
+        2,
+        "the template's end of a turn is a special token"
+    );
     assert_eq!(rows[0], ids[..8], "no second BOS is put before the template's own");
     assert!(rows.iter().all(|row| row[0] == 0), "every row begins with BOS: {rows:?}");
 
@@ -207,7 +216,8 @@ fn conversations_go_through_the_chat_template() {
 #[test]
 fn a_model_with_bos_gets_it_before_each_text_and_row() {
     let files = Files::new();
-    let path = files.write("a.json", r#"["One two three.", "Four five six seven eight nine ten eleven twelve."]"#);
+    let path =
+        files.write("a.json", r#"["One two three.", "Four five six seven eight nine ten eleven twelve."]"#);
     let encoder = chat_encoder();
     let options = ["--calibration-data", path.as_str(), "--seq-len", "6"];
     let rows = rows_of(&encoder, LIMITS, &options).0.unwrap().rows;
@@ -228,9 +238,8 @@ fn a_model_with_bos_gets_it_before_each_text_and_row() {
 fn a_seed_draws_rows_without_replacement_from_the_whole() {
     let files = Files::new();
     let path = files.write("a.txt", prose(400));
-    let of = |extra: &[&str]| {
-        rows(&[&["--calibration-data", &path, "--seq-len", "32"], extra].concat()).unwrap()
-    };
+    let of =
+        |extra: &[&str]| rows(&[&["--calibration-data", &path, "--seq-len", "32"], extra].concat()).unwrap();
     let all = of(&["--calibration-samples", "100000"]).rows;
     let place = |row: &Vec<u32>| all.iter().position(|other| other == row).unwrap();
     let drawn = of(&["--calibration-samples", "20", "--seed", "7"]);
@@ -257,7 +266,8 @@ fn the_built_in_text_is_used_and_said() {
     assert!(messages.contains(&expected), "{messages}");
     assert_eq!(rows.record.source, "built-in");
     assert_eq!(rows.rows.len(), 16);
-    let all = rows_of(&encoder(), LIMITS, &["--seq-len", "128", "--calibration-samples", "100000"]).0.unwrap().rows;
+    let all =
+        rows_of(&encoder(), LIMITS, &["--seq-len", "128", "--calibration-samples", "100000"]).0.unwrap().rows;
     let places: Vec<usize> =
         rows.rows.iter().map(|row| all.iter().position(|other| other == row).unwrap()).collect();
     let gaps: Vec<usize> = places.windows(2).map(|w| w[1] - w[0]).collect();
@@ -305,7 +315,11 @@ fn a_bad_file_is_an_error_that_says_where() {
         ("cut.json", b"[\"a\",\n\"b", &["cut.json: invalid JSON in line 2"]),
         ("deep.json", deep.as_bytes(), &["invalid JSON", "recursion"]),
         ("deep.jsonl", deep.as_bytes(), &["line 1", "recursion"]),
-        ("columns.jsonl", b"{\"text\": \"a\"}\n{\"story\": \"a\", \"id\": 1}", &["line 2", "found: story, id"]),
+        (
+            "columns.jsonl",
+            b"{\"text\": \"a\"}\n{\"story\": \"a\", \"id\": 1}",
+            &["line 2", "found: story, id"],
+        ),
         ("number.jsonl", b"17", &["line 1", "a number"]),
         ("number.json", b"17", &["a number"]),
         ("torn.json.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x01", &["no intact gzip"]),
@@ -335,6 +349,7 @@ fn damaged_parquet_files_are_errors() {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (seed >> 33) as usize % n
     };
+    let encoder = chat_encoder();
     let mut refused = 0;
     for i in 0..600 {
         let mut bytes = whole.clone();
@@ -344,7 +359,7 @@ fn damaged_parquet_files_are_errors() {
             _ => (0..20).for_each(|_| bytes[next(whole.len())] = next(256) as u8),
         }
         let path = files.write("damaged.parquet", &bytes);
-        let (rows, _) = rows_of(&chat_encoder(), LIMITS, &["--calibration-data", &path, "--seq-len", "16"]);
+        let (rows, _) = rows_of(&encoder, LIMITS, &["--calibration-data", &path, "--seq-len", "16"]);
         match rows {
             // A letter may have become another.
             Ok(_) => {}

@@ -122,7 +122,10 @@ fn only_the_files_that_are_needed_are_fetched() {
     assert_eq!(hub.fetched(), ["part-0.jsonl"]);
     let record = serde_json::to_value(&first.record).unwrap();
     assert_eq!(record["source"], "org/text");
-    assert_eq!((&record["revision"], &record["config"], &record["split"]), (&COMMIT.into(), &"news".into(), &"train".into()));
+    assert_eq!(
+        (&record["revision"], &record["config"], &record["split"]),
+        (&COMMIT.into(), &"news".into(), &"train".into())
+    );
 
     let more = hub.rows(Some("news"), None, want(20, None)).unwrap();
     assert_eq!(hub.fetched(), ["part-1.jsonl"], "the first is in the cache");
@@ -166,11 +169,9 @@ fn a_seed_shuffles_the_files_and_repeats() {
 #[test]
 fn what_the_data_set_does_not_have_is_told() {
     let hub = Setup::new();
-    for (config, split, words) in [
-        (None, None, "news"),
-        (Some("sport"), None, "news"),
-        (Some("news"), Some("validation"), "train"),
-    ] {
+    for (config, split, words) in
+        [(None, None, "news"), (Some("sport"), None, "news"), (Some("news"), Some("validation"), "train")]
+    {
         let e = hub.rows(config, split, want(4, None)).unwrap_err();
         assert_eq!(e.kind(), Kind::Usage, "{e}");
         assert!(e.suggestion().unwrap().contains(words), "{e:?}");

@@ -32,9 +32,10 @@ impl ChatTemplate {
     /// `Unsupported` if it has none, or one that cannot be compiled.
     pub(in crate::calib) fn of(encoder: &Encoder) -> Result<ChatTemplate> {
         let source = encoder.chat_template().ok_or_else(|| {
-            Error::new(Kind::Unsupported, "the data are conversations, but the model has no chat template").hint(
-                "Use a model that was tuned for chat, or name a column of plain text with --text-column.",
-            )
+            Error::new(Kind::Unsupported, "the data are conversations, but the model has no chat template")
+                .hint(
+                    "Use a model that was tuned for chat, or name a column of plain text with --text-column.",
+                )
         })?;
         let text = |id: Option<u32>| id.and_then(|id| encoder.token_text(id));
         ChatTemplate::new(source, text(encoder.bos()), text(encoder.eos()))
@@ -112,7 +113,8 @@ fn words(e: &minijinja::Error) -> String {
 
 /// The template without the marks of what the assistant says, which matter to training only.
 fn without_generation(source: &str) -> String {
-    let marks = regex::Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})").expect("the pattern is valid");
+    let marks =
+        regex::Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})").expect("the pattern is valid");
     marks
         .replace_all(source, |found: &regex::Captures<'_>| {
             let word = if found.get(2).is_some() { "endif" } else { "if true" };
@@ -254,8 +256,14 @@ mod tests {
             ("{{ messages[1].content | tojson }}", r#""You <&'>.""#),
             ("{{ [1, {}] | tojson(indent=2) }}", "[\n  1,\n  {}\n]"),
             ("{{ messages[1:] | length }}{{ messages[::-1][0].role }}", "1assistant"),
-            ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
-            ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}", "assistant"),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "2",
+            ),
+            (
+                "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
+                "assistant",
+            ),
             ("{% if not tools is defined or tools is none %}none{% endif %}", "none"),
             ("{{ 'a<b>c'.split('<b>')[-1] }}{{ ' x '.lstrip() }}{{ 'ab'.startswith('a') }}", "cx True"),
             ("{% generation %}x{%- endgeneration -%} y", "xy"),
@@ -270,8 +278,14 @@ mod tests {
     #[test]
     fn hostile_templates_come_to_an_end() {
         for (source, word) in [
-            ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "come to an end"),
-            ("{% for a in range(9999) %}{% for b in range(99) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}", ""),
+            (
+                "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+                "come to an end",
+            ),
+            (
+                "{% for a in range(9999) %}{% for b in range(99) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}",
+                "",
+            ),
             ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""),
             ("{{ strftime_now('%Q') }}", "%Q"),
         ] {

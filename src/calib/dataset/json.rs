@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::Sink;
 use super::lines::{TextFile, rest};
 use super::record::{COLUMNS, Place, kind, sample};
-use super::Sink;
 use crate::error::{Error, Kind, Result};
 
 /// The keys under which a document has its list of samples.

@@ -61,14 +61,19 @@ impl<'a> TextFile<'a> {
         let name = self.name;
         read.map_err(|e| match e.kind() {
             // What a damaged archive gives.
-            std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
+            std::io::ErrorKind::InvalidInput
+            | std::io::ErrorKind::InvalidData
+            | std::io::ErrorKind::UnexpectedEof => {
                 Error::new(Kind::Invalid, format!("{name} is no intact gzip file")).because(e)
             }
             _ => Error::io(format!("cannot read {name}"), e),
         })?;
         if bytes.len() as u64 > MAX_LEN {
-            return Err(Error::new(Kind::Unsupported, format!("{name} has more than 1 GiB of text in one piece"))
-                .hint("Pass a part of it; calibration needs a few megabytes."));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("{name} has more than 1 GiB of text in one piece"),
+            )
+            .hint("Pass a part of it; calibration needs a few megabytes."));
         }
         let start = self.offset;
         self.offset += bytes.len() as u64;

@@ -29,7 +29,9 @@ impl Place<'_> {
         let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
         match self.at {
             Some(_) => self.invalid(format!("invalid JSON at column {}: {reason}", e.column())),
-            None => self.invalid(format!("invalid JSON in line {}, column {}: {reason}", e.line(), e.column())),
+            None => {
+                self.invalid(format!("invalid JSON in line {}, column {}: {reason}", e.line(), e.column()))
+            }
         }
     }
 
@@ -64,11 +66,7 @@ pub(super) fn sample(record: Value, column: Option<&str>, place: &Place<'_>) -> 
     }
 }
 
-fn pick(
-    object: &mut Map<String, Value>,
-    column: Option<&str>,
-    place: &Place<'_>,
-) -> Result<(String, Value)> {
+fn pick(object: &mut Map<String, Value>, column: Option<&str>, place: &Place<'_>) -> Result<(String, Value)> {
     let known = column.map_or(COLUMNS.to_vec(), |column| vec![column]);
     let there = known.iter().filter(|name| object.contains_key(**name));
     let name = there.clone().find(|name| !object[**name].is_null()).or_else(|| there.clone().next());
@@ -84,7 +82,8 @@ pub(super) fn of_column(name: &str, value: Value, place: &Place<'_>) -> Result<S
         Value::Null => Ok(Sample::Text(Cow::Borrowed(""))),
         Value::String(text) => Ok(Sample::Text(Cow::Owned(text))),
         Value::Array(messages) => {
-            let is_message = |m: &Value| m.get("role").is_some_and(Value::is_string) && m.get("content").is_some();
+            let is_message =
+                |m: &Value| m.get("role").is_some_and(Value::is_string) && m.get("content").is_some();
             if messages.is_empty() || !messages.iter().all(is_message) {
                 return Err(place.invalid(format!(
                     "column {name:?} is a list, but not of messages with \"role\" and \"content\""
@@ -136,7 +135,11 @@ mod tests {
                 None,
                 r#"[{"role":"user","content":"hi"}]"#,
             ),
-            (json!({"chat": [{"role": "u", "content": [1]}]}), Some("chat"), r#"[{"role":"u","content":[1]}]"#),
+            (
+                json!({"chat": [{"role": "u", "content": [1]}]}),
+                Some("chat"),
+                r#"[{"role":"u","content":[1]}]"#,
+            ),
         ] {
             assert_eq!(text(record, column).unwrap(), expected);
         }

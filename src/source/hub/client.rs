@@ -126,8 +126,7 @@ impl<'a> Client<'a> {
                 Repository::Dataset(data) => data.info().maybe_revision(revision).expand(sha).send()?.sha,
             })
         })?;
-        sha.filter(|sha| is_commit(sha))
-            .ok_or_else(|| self.asked().strange("no commit for the revision"))
+        sha.filter(|sha| is_commit(sha)).ok_or_else(|| self.asked().strange("no commit for the revision"))
     }
 
     /// What lies in the root of a model's repository and in its folder of chat templates; all that a data set has.

@@ -44,19 +44,27 @@ pub(super) fn choose(
         None => (by_name(paths, known), None),
     };
     if table.is_empty() {
-        return Err(Error::new(Kind::Invalid, format!("the data set {id} has no data files that can be read"))
-            .hint("Pass a data set with .parquet, .jsonl, .json or .txt files."));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("the data set {id} has no data files that can be read"),
+        )
+        .hint("Pass a data set with .parquet, .jsonl, .json or .txt files."));
     }
-    let (config, splits) = pick(id, "configuration", "--dataset-config", &table, config, default.as_deref(), "default")?;
+    let (config, splits) =
+        pick(id, "configuration", "--dataset-config", &table, config, default.as_deref(), "default")?;
     let (split, files) = pick(id, "split", "--dataset-split", splits, split, None, "train")?;
     let mut files = files.clone();
     files.sort();
     files.dedup();
     if let Some(path) = files.iter().find(|path| !known(path)) {
-        return Err(Error::new(Kind::Unsupported, format!("{id} keeps its data in files that are not read: {path}"))
-            .hint("Pass a data set with .parquet, .jsonl, .json or .txt files, or convert it."));
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("{id} keeps its data in files that are not read: {path}"),
+        )
+        .hint("Pass a data set with .parquet, .jsonl, .json or .txt files, or convert it."));
     }
-    let named = |name: &str, of: usize| Some(name.to_owned()).filter(|n| !n.is_empty() && (of > 1 || n != "default"));
+    let named =
+        |name: &str, of: usize| Some(name.to_owned()).filter(|n| !n.is_empty() && (of > 1 || n != "default"));
     Ok(Layout { files, config: named(config, table.len()), split: named(split, 2) })
 }
 
@@ -130,7 +138,9 @@ fn splits_of(data_files: &Yaml) -> Vec<(String, Vec<String>)> {
 }
 
 fn globs(id: &HubId, folder: &str, patterns: &[String]) -> Result<GlobSet> {
-    let bad = |e: globset::Error| Error::new(Kind::Invalid, format!("the card of {id} has a bad pattern")).because(e);
+    let bad = |e: globset::Error| {
+        Error::new(Kind::Invalid, format!("the card of {id} has a bad pattern")).because(e)
+    };
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         let folder = folder.trim_matches('/');
@@ -173,8 +183,17 @@ fn is_about(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
     let stem = name.split('.').next().unwrap_or(&name);
     let about = [
-        "readme", "license", "licence", "requirements", "dataset_info", "dataset_infos", "dataset_dict", "metadata",
-        "state", "config", "croissant",
+        "readme",
+        "license",
+        "licence",
+        "requirements",
+        "dataset_info",
+        "dataset_infos",
+        "dataset_dict",
+        "metadata",
+        "state",
+        "config",
+        "croissant",
     ];
     about.contains(&stem) || path.split('/').any(|part| part.starts_with('.'))
 }
@@ -191,7 +210,10 @@ fn split_of(path: &str) -> Option<String> {
         let whole = rest.join("-");
         return Some(split_in(&whole).map_or(whole, String::from));
     }
-    path.split('/').rev().find_map(|part| split_in(part.split(".parquet").next().unwrap_or(part))).map(String::from)
+    path.split('/')
+        .rev()
+        .find_map(|part| split_in(part.split(".parquet").next().unwrap_or(part)))
+        .map(String::from)
 }
 
 /// The usual split whose word stands in `name`.
@@ -242,10 +264,16 @@ mod tests {
     fn folders_are_configurations_and_names_splits() {
         let chosen = layout(&WIKITEXT, "null", Some("wikitext-2-raw-v1"), None).unwrap();
         assert_eq!(chosen.files, ["wikitext-2-raw-v1/train-00000-of-00001.parquet"]);
-        assert_eq!((chosen.config.as_deref(), chosen.split.as_deref()), (Some("wikitext-2-raw-v1"), Some("train")));
+        assert_eq!(
+            (chosen.config.as_deref(), chosen.split.as_deref()),
+            (Some("wikitext-2-raw-v1"), Some("train"))
+        );
         assert_eq!(
             files(&WIKITEXT, "null", Some("wikitext-103-raw-v1"), Some("train")),
-            ["wikitext-103-raw-v1/train-00000-of-00002.parquet", "wikitext-103-raw-v1/train-00001-of-00002.parquet"]
+            [
+                "wikitext-103-raw-v1/train-00000-of-00002.parquet",
+                "wikitext-103-raw-v1/train-00001-of-00002.parquet"
+            ]
         );
         for (config, split, word) in [
             (None, None, "wikitext-103-raw-v1, wikitext-2-raw-v1"),
