@@ -262,11 +262,16 @@ impl<'a> Cutter<'a> {
 
     fn push(&mut self, sample: &Sample) -> Result<ControlFlow<()>> {
         self.samples += 1;
+        let number = self.samples;
         let rendered;
         let (text, is_chat) = match sample {
             Sample::Text(text) => (text.as_ref(), false),
             Sample::Chat(messages) => {
-                rendered = self.template()?.render(messages)?;
+                rendered = self.template()?.render(messages).map_err(|what| {
+                    Error::new(Kind::Invalid, format!("sample {number}: {what}")).hint(
+                        "Check the roles and their order, or name a column of plain text with --text-column.",
+                    )
+                })?;
                 (rendered.as_str(), true)
             }
         };

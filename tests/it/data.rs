@@ -207,6 +207,15 @@ fn conversations_go_through_the_chat_template() {
     assert_eq!(rows[0], ids[..8], "no second BOS is put before the template's own");
     assert!(rows.iter().all(|row| row[0] == 0), "every row begins with BOS: {rows:?}");
 
+    let strict = "{% for m in messages %}{{ raise_exception('No ' + m.role) if m.role == 'tool' else m.content }}{% endfor %}";
+    let special =
+        SpecialTokens { chat_template: Some(ChatTemplate::One(strict.into())), ..encoder.special().clone() };
+    let strict = Encoder::new(encoder.tokenizer().clone(), special);
+    let tool = files.write("tool.jsonl", [line, "\n", &line.replace("assistant", "tool")].concat());
+    let e = rows_of(&strict, LIMITS, &["--calibration-data", &tool]).0.unwrap_err();
+    assert_eq!(e.kind(), Kind::Invalid);
+    assert!(e.to_string().contains("sample 2") && e.to_string().contains("No tool"), "{e}");
+
     let (refused, _) = rows_of(&self::encoder(), LIMITS, &options);
     let e = refused.unwrap_err();
     assert_eq!(e.kind(), Kind::Unsupported);

@@ -48,6 +48,8 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
+        // In Python None cannot be walked through.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -62,8 +64,8 @@ impl ChatTemplate {
     /// The text of a conversation, which is a list of objects with `role` and `content`.
     ///
     /// # Errors
-    /// `Invalid` if the template refuses it or takes too long.
-    pub(in crate::calib) fn render(&self, messages: &Json) -> Result<String> {
+    /// Why the template refuses it, or that it takes too long.
+    pub(in crate::calib) fn render(&self, messages: &Json) -> Result<String, String> {
         let template = self.environment.get_template(NAME).expect("it was added");
         let variables = context! {
             messages => Serde(messages),
@@ -74,12 +76,9 @@ impl ChatTemplate {
             documents => (),
         };
         let mut out = Bounded(Vec::new());
-        template.render_captured_to(variables, &mut out).map_err(|e| {
-            Error::new(Kind::Invalid, format!("the chat template refuses a conversation: {}", words(&e)))
-                .hint("Check the roles and their order, or name a column of plain text with --text-column.")
-        })?;
-        String::from_utf8(out.0)
-            .map_err(|e| Error::new(Kind::Invalid, "the chat template's output is not UTF-8").because(e))
+        let refused = |e| format!("the chat template refuses it: {}", words(&e));
+        template.render_captured_to(variables, &mut out).map_err(refused)?;
+        String::from_utf8(out.0).map_err(|_| "the chat template's output is not UTF-8".into())
     }
 }
 
@@ -221,8 +220,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn render(source: &str, messages: Json) -> Result<String> {
-        ChatTemplate::new(source, Some("<s>".into()), Some("</s>".into()))?.render(&messages)
+    fn render(source: &str, messages: Json) -> Result<String, String> {
+        ChatTemplate::new(source, Some("<s>".into()), Some("</s>".into())).unwrap().render(&messages)
     }
 
     fn chat() -> Json {
@@ -237,8 +236,7 @@ mod tests {
             {% endfor %}";
         assert_eq!(render(source, chat()).unwrap(), "<s>[INST] Who? [/INST] You <&'>.</s>");
         let e = render(source, json!([{"role": "assistant", "content": "x"}])).unwrap_err();
-        assert_eq!(e.kind(), Kind::Invalid);
-        assert!(e.to_string().contains("Roles must alternate"), "{e}");
+        assert!(e.contains("refuses it: Roles must alternate"), "{e}");
     }
 
     #[test]
@@ -269,6 +267,10 @@ mod tests {
             ("{% generation %}x{%- endgeneration -%} y", "xy"),
             ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f('a') }}", "[a]"),
             ("{{ messages[0].get('name', 'nobody') }}{{ messages[0].items() | list | length }}", "nobody2"),
+            (
+                "{{ tools is iterable }}{{ messages is iterable }}{{ 'a' is iterable }}{{ 1 is iterable }}",
+                "FalseTrueTrueFalse",
+            ),
             ("{{ undefined_thing }}", ""),
         ] {
             assert_eq!(render(source, chat()).unwrap(), expected, "{source}");
@@ -290,8 +292,7 @@ mod tests {
             ("{{ strftime_now('%Q') }}", "%Q"),
         ] {
             let e = render(source, chat()).unwrap_err();
-            assert_eq!(e.kind(), Kind::Invalid, "{source}");
-            assert!(e.to_string().contains(word), "{e}");
+            assert!(e.contains(word), "{source}: {e}");
         }
         for source in ["{% if %}", "{% include '/etc/hostname' %}"] {
             let e = ChatTemplate::new(source, None, None).map(drop).unwrap_err();
