@@ -8,6 +8,11 @@ mod bad_input;
 mod checkpoint;
 /// What each command and option does and prints.
 mod commands;
+/// Calibration data: files and data sets to rows of tokens.
+mod data;
+/// Data sets from a Hub on this machine.
+#[cfg(feature = "hub")]
+mod data_hub;
 /// The decoder against transformers.
 mod decoder;
 /// Perplexity and KL divergence.
