@@ -20,6 +20,10 @@ pub trait Dense: Debug + Send + Sync {
     /// The tensor's shape, outermost dimension first; none if there is no such tensor.
     fn shape(&self, name: &str) -> Option<&[usize]>;
 
+    /// Bits that each of the tensor's weights takes as it is stored, scales and zero points included; none if there is no
+    /// such tensor.
+    fn bits(&self, name: &str) -> Option<f64>;
+
     /// Reads `rows` of the outermost dimension into `out`, row-major.
     ///
     /// # Errors
@@ -37,6 +41,10 @@ impl Dense for Tensors {
 
     fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.get(name)?.shape)
+    }
+
+    fn bits(&self, name: &str) -> Option<f64> {
+        Some(self.get(name)?.dtype.bytes() as f64 * 8.0)
     }
 
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
