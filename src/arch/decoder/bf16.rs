@@ -24,12 +24,13 @@ const DEPTH: usize = 512;
 pub(super) struct Packed {
     words: Vec<u32>,
     out: usize,
+    inner: usize,
     pairs: usize,
 }
 
 impl fmt::Debug for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Packed({} x {})", self.out, 2 * self.pairs)
+        write!(f, "Packed({} x {})", self.out, self.inner)
     }
 }
 
@@ -57,16 +58,27 @@ impl Packed {
                 }
             },
         );
-        Packed { words, out, pairs }
+        Packed { words, out, inner, pairs }
     }
 
-    /// `x * weights^T`: `x` holds rows of `inner` values, the result rows of as many values as there are outputs.
+    /// Number of outputs.
+    pub(super) fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Number of inputs.
+    pub(super) fn inner(&self) -> usize {
+        self.inner
+    }
+
+    /// `x * weights^T`: `x` holds rows of inputs, the result rows of outputs.
     ///
     /// # Panics
     /// If the processor cannot multiply bfloat16; [`is_available`] tells.
-    pub(super) fn multiply(&self, x: &[f32], inner: usize) -> Vec<f32> {
+    pub(super) fn multiply(&self, x: &[f32]) -> Vec<f32> {
+        let inner = self.inner;
         assert!(is_available(), "this processor has no AVX512-BF16");
-        assert_eq!((inner.div_ceil(2), x.len() % inner), (self.pairs, 0), "sizes do not match");
+        assert!(x.len().is_multiple_of(inner), "sizes do not match");
         let mut out = vec![0.0; x.len() / inner * self.out];
         out.par_chunks_mut(BLOCK * self.out).zip(x.par_chunks(BLOCK * inner)).for_each(|(out, x)| {
             let rows = x.len() / inner;
@@ -211,7 +223,7 @@ mod tests {
         }
         for (m, n, k) in [(1, 1, 1), (14, 32, 2), (57, 65, 7), (3, 100, 2051), (113, 31, 64)] {
             let (x, w) = (values(m * k, 2), values(n * k, 3));
-            let found = Packed::new(&w, k).multiply(&x, k);
+            let found = Packed::new(&w, k).multiply(&x);
             let rounded = |v: f32| f64::from(bf16::from_f32(v).to_f32());
             for (i, row) in found.chunks_exact(n).enumerate() {
                 for (j, found) in row.iter().enumerate() {

@@ -2,13 +2,14 @@
 
 use candle_core::Tensor;
 
+use super::linear::Linear;
 use crate::error::Result;
 
 /// The head's rows for some tokens of the vocabulary.
 #[derive(Debug)]
 pub struct Head {
     /// `[tokens of the vocabulary, hidden]`.
-    pub(super) weight: Tensor,
+    pub(super) linear: Linear,
     pub(super) soft_cap: Option<f64>,
 }
 
@@ -18,15 +19,14 @@ impl Head {
     /// # Errors
     /// Those of candle.
     pub fn forward(&self, normed: &Tensor) -> Result<Tensor> {
-        let (tokens, width) = self.weight.dims2()?;
         let mut shape = normed.dims().to_vec();
-        let logits = normed.reshape(((), width))?.matmul(&self.weight.t()?)?;
+        let logits = self.linear.forward(&normed.flatten_to(normed.rank().saturating_sub(2))?)?;
         let logits = match self.soft_cap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,
         };
         if let Some(last) = shape.last_mut() {
-            *last = tokens;
+            *last = logits.dim(1)?;
         }
         Ok(logits.reshape(shape)?)
     }

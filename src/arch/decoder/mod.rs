@@ -1,4 +1,4 @@
-//! One decoder for every family, in float32, one layer in memory at a time.
+//! One decoder for every family, one layer in memory at a time, in float32 or with its matrices in bfloat16.
 //!
 //! It computes what transformers 5 computes (`models/*/modeling_*.py`): the same hidden states after each layer and the
 //! same logits. Where families differ, [`Arithmetic`](super::spec::Arithmetic) and the tensors that are there say how;
@@ -6,6 +6,8 @@
 //! that go over each row once.
 
 mod attention;
+mod bf16;
+mod compute;
 mod exp;
 mod experts;
 mod feed_forward;
@@ -28,6 +30,7 @@ use candle_core::{Device, Tensor};
 use super::Model;
 use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
+pub use compute::Compute;
 pub use head::Head;
 pub use hidden::Hidden;
 pub use layer::Layer;
@@ -77,6 +80,16 @@ impl<'a> Decoder<'a> {
     /// `Invalid` if the configuration contradicts itself.
     pub fn new(model: &'a Model, tensors: &'a dyn Dense) -> Result<Decoder<'a>> {
         Ok(Decoder { model, weights: Weights::new(model, tensors), schedule: schedule::read(model)? })
+    }
+
+    /// The same decoder, with its matrices multiplied in `compute` (float32 unless said otherwise).
+    ///
+    /// # Errors
+    /// `Unsupported` if this processor cannot.
+    pub fn compute_in(mut self, compute: Compute) -> Result<Decoder<'a>> {
+        compute.check()?;
+        self.weights.compute = compute;
+        Ok(self)
     }
 
     /// Number of layers.
@@ -171,7 +184,7 @@ impl<'a> Decoder<'a> {
         let name = if hyper.tied { "token_embd.weight" } else { "output.weight" };
         let found = self.weights.need(name, At::default())?;
         Ok(Head {
-            weight: self.weights.load(&found, tokens)?,
+            linear: Linear::new(self.weights.load(&found, tokens)?, None, self.weights.compute)?,
             soft_cap: hyper.final_softcap.filter(|_| self.model.spec.arithmetic.soft_caps),
         })
     }

@@ -1,6 +1,6 @@
 //! The floats behind candle's tensors, for operations that go row by row.
 
-use candle_core::{CpuStorage, Layout, Result, bail};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 
 /// The values of a tensor that lies in memory without gaps.
 pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -18,4 +18,11 @@ pub(super) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Res
         Some((start, end)) => Ok(&mut values[start..end]),
         None => bail!("the decoder's own operations need contiguous tensors"),
     }
+}
+
+/// Calls `each` with the values of a tensor.
+pub(super) fn with_slice<T>(tensor: &Tensor, each: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("the decoder computes on the processor") };
+    Ok(each(slice(storage, layout)?))
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
+use super::compute::Compute;
 use super::linear::Linear;
 use super::norm::Norm;
 use crate::arch::Model;
@@ -32,6 +33,7 @@ pub(super) struct Weights<'a> {
     model: &'a Model,
     tensors: &'a dyn Dense,
     canonical: BTreeMap<String, &'a str>,
+    pub(super) compute: Compute,
 }
 
 impl<'a> Weights<'a> {
@@ -41,7 +43,7 @@ impl<'a> Weights<'a> {
             .into_iter()
             .filter_map(|name| Some((model.spec.canonical(name)?, name)))
             .collect();
-        Weights { model, tensors, canonical }
+        Weights { model, tensors, canonical, compute: Compute::F32 }
     }
 
     /// The tensor with the name `gguf`, where `{}` stands for the layer, if the family and the model have it.
@@ -114,7 +116,7 @@ impl<'a> Weights<'a> {
             Some(bias) => Some(self.load_all(&bias)?),
             None => None,
         };
-        Ok(Some(Linear { weight: self.load_all(&weight)?, bias }))
+        Ok(Some(Linear::new(self.load_all(&weight)?, bias, self.compute)?))
     }
 
     /// The same, if the computation cannot do without.
@@ -125,7 +127,7 @@ impl<'a> Weights<'a> {
     /// Some rows of the matrix `blk.{}.STEM.weight`, which holds several.
     pub(super) fn need_rows(&self, stem: &str, rows: Range<usize>, at: At) -> Result<Linear> {
         let found = self.need(&format!("blk.{{}}.{stem}.weight"), at)?;
-        Ok(Linear { weight: self.load(&found, rows)?, bias: None })
+        Linear::new(self.load(&found, rows)?, None, self.compute)
     }
 
     /// Whether the family has this matrix in its layers.
