@@ -11,6 +11,7 @@ mod parquet;
 mod record;
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -241,6 +242,15 @@ impl FileKind {
     }
 }
 
+/// Opens a file of data called `name`. Whatever keeps it from being opened, the data is not there for the user.
+fn open_file(path: &Path, name: &str) -> Result<File> {
+    File::open(path).map_err(|e| {
+        Error::new(Kind::NotFound, format!("cannot open {name}"))
+            .because(e)
+            .hint("Check that the file is there and may be read.")
+    })
+}
+
 /// The data files right in `dir`, by name.
 fn in_directory(dir: &Path) -> Result<Vec<PathBuf>> {
     let what = || format!("cannot read {}", dir.display());
@@ -317,6 +327,14 @@ impl Dataset {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_not_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let e = open_file(&file.path().join("below.txt"), "below.txt").unwrap_err();
+        assert_eq!(e.kind(), Kind::NotFound);
+        assert!(e.to_string().starts_with("cannot open below.txt: "), "{e}");
+    }
 
     #[test]
     fn files_are_known_by_their_ending() {
