@@ -156,6 +156,32 @@ impl Dataset {
         None
     }
 
+    /// All texts in their order, with an empty line between two, as they are joined for the tables of papers.
+    ///
+    /// # Errors
+    /// `Invalid` for data that cannot be read as promised, `Unsupported` for conversations.
+    pub fn joined(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<String> {
+        let mut joined = String::new();
+        for index in self.order(None) {
+            let _ = self.read(index, cancel, progress, &mut |sample| {
+                cancel.check()?;
+                let Sample::Text(text) = sample else {
+                    return Err(Error::new(
+                        Kind::Unsupported,
+                        format!("{} holds conversations, which are no running text", self.source),
+                    )
+                    .hint("Pass data with a column `text` or `content`."));
+                };
+                if !joined.is_empty() {
+                    joined.push_str("\n\n");
+                }
+                joined.push_str(&text);
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        Ok(joined)
+    }
+
     /// The files by number, in the order in which they are to be read. A seed changes it only on the Hub, where not all
     /// of them may be needed.
     pub(super) fn order(&self, seed: Option<u64>) -> Vec<usize> {
