@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::compute::ComputeArgs;
 use super::output::{Output, duration, fields, thousands};
 use super::result_file::ResultFile;
 use super::terminal::Terminal;
@@ -27,6 +28,8 @@ pub(super) struct Args {
     data: PathBuf,
     #[command(flatten)]
     cut: CutArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Write the result as JSON into a file too
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -97,6 +100,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         reference: args.reference.clone(),
         text: args.cut.text(Some(args.data.clone())),
         ignore_config: args.ignore_config.clone(),
+        compute: args.compute.compute(),
         threads: global.threads(),
     };
     let report = evaluate(&config, &CANCEL, terminal)?;

@@ -1,6 +1,7 @@
 //! The command line: arguments in, text or JSON out. The only place that prints.
 
 mod analyze;
+mod compute;
 pub mod data;
 mod evaluate;
 mod info;

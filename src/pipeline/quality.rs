@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::evaluate::{Config, in_pool};
 use super::memory;
 use super::model::OpenModel;
-use crate::arch::decoder::{Decoder, Hidden};
+use crate::arch::decoder::{Compute, Decoder, Hidden};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::eval::bits::{bits_per_weight, tensor_bits};
@@ -33,8 +33,8 @@ pub fn analyze(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Res
         check_same_layers(&model, &reference)?;
         let windows = config.text.windows(&text, &model, Some(&reference))?;
         drop(text);
-        let mut ours = Stream::new(&model, windows.inputs())?;
-        let mut theirs = Stream::new(&reference, windows.inputs())?;
+        let mut ours = Stream::new(&model, windows.inputs(), config.compute)?;
+        let mut theirs = Stream::new(&reference, windows.inputs(), config.compute)?;
         progress.begin(&format!("Comparing {}", model.name), ours.decoder.layers() as u64, Unit::Layers);
         let layers = (0..ours.decoder.layers())
             .map(|i| {
@@ -72,8 +72,8 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(model: &'a OpenModel, windows: &[Vec<u32>]) -> Result<Stream<'a>> {
-        let decoder = model.decoder()?;
+    fn new(model: &'a OpenModel, windows: &[Vec<u32>], compute: Compute) -> Result<Stream<'a>> {
+        let decoder = model.decoder()?.compute_in(compute)?;
         Ok(Stream { hidden: Hidden::embed(&decoder, windows)?, decoder })
     }
 

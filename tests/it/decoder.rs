@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use llm_quantize::arch::Model;
-use llm_quantize::arch::decoder::{Decoder, Hidden, Input, LinearId, Tap};
+use llm_quantize::arch::decoder::{Compute, Decoder, Hidden, Input, LinearId, Tap};
 use llm_quantize::arch::spec::Use;
 use llm_quantize::cancel::Cancel;
 use llm_quantize::error::Kind;
@@ -52,28 +52,47 @@ fn nmse(found: &Tensor, expected: &Tensor) -> f64 {
     error / expected.iter().map(|e| f64::from(*e).powi(2)).sum::<f64>()
 }
 
+/// The largest error of any state and of the logits of one model.
+fn worst(name: &str, compute: Compute) -> f64 {
+    let dir = support::model(name);
+    let (model, tensors) = open(&dir);
+    let (tokens, states) = reference(&dir);
+    let decoder = Decoder::new(&model, &tensors).unwrap().compute_in(compute).unwrap();
+    let context = decoder.context(tokens.len());
+    let mut worst = 0f64;
+    let mut check = |state: &str, found: &Tensor| worst = worst.max(nmse(found, &states[state]));
+    let mut hidden = decoder.embed(&[&tokens]).unwrap();
+    for i in 0..decoder.layers() {
+        check(&format!("hidden.{i}"), &hidden);
+        hidden = decoder.layer(i).unwrap().forward(&hidden, &context, &mut ()).unwrap();
+    }
+    // transformers reports the last state after the norm.
+    check(&format!("hidden.{}", decoder.layers()), &decoder.norm(&hidden).unwrap());
+    let logits = decoder.head(&hidden).unwrap();
+    assert_eq!(logits.dims(), [1, tokens.len(), model.hyper.vocab], "{name}");
+    check("logits", &logits);
+    worst
+}
+
 #[test]
 fn all_states_and_logits_are_those_of_transformers() {
     for name in MODELS {
-        let dir = support::model(name);
-        let (model, tensors) = open(&dir);
-        let (tokens, states) = reference(&dir);
-        let decoder = Decoder::new(&model, &tensors).unwrap();
-        let context = decoder.context(tokens.len());
-        let check = |state: &str, found: &Tensor| {
-            let error = nmse(found, &states[state]);
-            assert!(error < LIMIT, "{name}: {state} differs by {error:e}");
-        };
-        let mut hidden = decoder.embed(&[&tokens]).unwrap();
-        for i in 0..decoder.layers() {
-            check(&format!("hidden.{i}"), &hidden);
-            hidden = decoder.layer(i).unwrap().forward(&hidden, &context, &mut ()).unwrap();
-        }
-        // transformers reports the last state after the norm.
-        check(&format!("hidden.{}", decoder.layers()), &decoder.norm(&hidden).unwrap());
-        let logits = decoder.head(&hidden).unwrap();
-        assert_eq!(logits.dims(), [1, tokens.len(), model.hyper.vocab], "{name}");
-        check("logits", &logits);
+        let error = worst(name, Compute::F32);
+        assert!(error < LIMIT, "{name}: a state differs by {error:e}");
+    }
+}
+
+#[test]
+fn bfloat16_comes_near_them() {
+    if Compute::Bf16.check().is_err() {
+        eprintln!("skipped: this processor has no AVX512-BF16");
+        return;
+    }
+    for name in MODELS {
+        let error = worst(name, Compute::Bf16);
+        assert!(error < 1e-3, "{name}: a state differs by {error:e}");
+        // That it is not float32 that was computed.
+        assert!(error > LIMIT, "{name}: no state differs by more than {error:e}");
     }
 }
 

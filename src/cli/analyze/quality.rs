@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use crate::calib::builtin;
+use crate::cli::compute::ComputeArgs;
 use crate::cli::evaluate::{CutArgs, figures};
 use crate::cli::output::{Output, duration, fields};
 use crate::cli::result_file::ResultFile;
@@ -31,6 +32,8 @@ pub(in crate::cli) struct Args {
     data: Option<PathBuf>,
     #[command(flatten)]
     cut: CutArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Write the result as JSON into a file too
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -63,6 +66,7 @@ pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, termina
         reference: Some(args.reference.clone()),
         text: args.cut.text(args.data.clone()),
         ignore_config: args.ignore_config.clone(),
+        compute: args.compute.compute(),
         threads: global.threads(),
     };
     if args.data.is_none() {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::memory;
 use super::model::OpenModel;
-use crate::arch::decoder::{Decoder, Hidden};
+use crate::arch::decoder::{Compute, Decoder, Hidden};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::eval::report::Evaluation;
@@ -29,6 +29,8 @@ pub struct Config {
     pub text: TextConfig,
     /// Keys of `config.json` that are accepted although they are not understood.
     pub ignore_config: Vec<String>,
+    /// What matrices are multiplied in.
+    pub compute: Compute,
     /// Worker threads.
     pub threads: usize,
 }
@@ -50,6 +52,8 @@ pub struct Report {
     pub reference_format: Option<&'static str>,
     /// The text's file, as it was given, or `built-in`.
     pub data: String,
+    /// What matrices were multiplied in.
+    pub compute: &'static str,
     /// Perplexity and comparison.
     #[serde(flatten)]
     pub evaluation: Evaluation,
@@ -74,10 +78,10 @@ pub fn evaluate(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Re
         let windows = config.text.windows(&text, &model, reference.as_ref())?;
         drop(text);
         let reference_through = match &reference {
-            Some(reference) => Some(Through::all_layers(reference, &windows, cancel, progress)?),
+            Some(reference) => Some(Through::all_layers(reference, &windows, config.compute, cancel, progress)?),
             None => None,
         };
-        let through = Through::all_layers(&model, &windows, cancel, progress)?;
+        let through = Through::all_layers(&model, &windows, config.compute, cancel, progress)?;
         let compared = reference_through.as_ref().map(Through::computed);
         let scores = score(through.computed(), compared, &windows, cancel, progress)?;
         Ok(Report {
@@ -87,6 +91,7 @@ pub fn evaluate(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Re
             reference: config.reference.clone(),
             reference_format: reference.as_ref().map(|r| r.format),
             data: config.text.source(),
+            compute: config.compute.name(),
             evaluation: Evaluation::new(&windows, &scores),
             duration_seconds: started.elapsed().as_secs_f64(),
             peak_memory_bytes: memory::peak_resident(),
@@ -104,10 +109,11 @@ impl<'a> Through<'a> {
     fn all_layers(
         model: &'a OpenModel,
         windows: &Windows,
+        compute: Compute,
         cancel: &Cancel,
         progress: &dyn Progress,
     ) -> Result<Through<'a>> {
-        let decoder = model.decoder()?;
+        let decoder = model.decoder()?.compute_in(compute)?;
         progress.begin(&format!("Computing {}", model.name), decoder.layers() as u64, Unit::Layers);
         let hidden = all_layers(&decoder, windows, cancel, progress);
         progress.end();
