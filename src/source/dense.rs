@@ -20,6 +20,11 @@ pub trait Dense: Debug + Send + Sync {
     /// The tensor's shape, outermost dimension first; none if there is no such tensor.
     fn shape(&self, name: &str) -> Option<&[usize]>;
 
+    /// The type that the tensor's weights are stored in, if they are stored one by one.
+    fn float_type(&self, _name: &str) -> Option<FloatType> {
+        None
+    }
+
     /// Reads `rows` of the outermost dimension into `out`, row-major.
     ///
     /// # Errors
@@ -37,6 +42,10 @@ impl Dense for Tensors {
 
     fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.get(name)?.shape)
+    }
+
+    fn float_type(&self, name: &str) -> Option<FloatType> {
+        Some(self.get(name)?.dtype)
     }
 
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
