@@ -25,6 +25,8 @@ pub enum Unit {
     Bytes,
     /// Weights, shown as thousands, millions, billions.
     Weights,
+    /// Layers of a model.
+    Layers,
 }
 
 /// Progress that goes nowhere.
