@@ -1,8 +1,13 @@
 //! Texts as llama.cpp's tools take them: tokenized as a whole and cut into chunks of one length.
 
-use std::path::Path;
+use std::ops::ControlFlow;
 
+use super::dataset::chat::ChatTemplate;
+use super::dataset::{Dataset, Sample};
+use super::rows::spread;
+use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
 use crate::source::tokenizer::encoder::Encoder;
 
 /// How a text is cut.
@@ -16,55 +21,83 @@ pub struct Chunking {
     pub parse_special: bool,
 }
 
-/// Reads a text file as llama.cpp does: one line break at its end does not count.
+/// Cuts a data set into chunks as `llama-imatrix` cuts a text file: it is tokenized as a whole, without the line break at its
+/// end, with BOS before it if the model wants one; BOS also takes the place of each chunk's first token; what is left at the
+/// end is not used. Several samples follow one another with an empty line between them, conversations as the model's chat
+/// template has them. Of the built-in text, whose parts differ in kind, a limit takes chunks at equal distances; else the
+/// first ones are taken.
 ///
 /// # Errors
-/// `NotFound`, or `Invalid` if it is empty or not UTF-8.
-pub fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path)
-        .map_err(|e| Error::io(format!("cannot read the calibration data {}", path.display()), e))?;
-    let invalid =
-        |why: &str| Error::new(Kind::Invalid, format!("the calibration data {} {why}", path.display()));
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        invalid(&format!("is not UTF-8 (byte {})", e.utf8_error().valid_up_to())).hint("Convert it to UTF-8.")
-    })?;
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    if text.trim().is_empty() {
-        return Err(invalid("holds no text"));
-    }
-    Ok(text)
-}
-
-/// Cuts a text into chunks as `llama-imatrix` and `llama-perplexity` do: it is tokenized as a whole, with BOS before it if
-/// the model wants one; BOS also takes the place of each chunk's first token; what is left at the end is not used.
-///
-/// # Errors
-/// `Invalid` if the text is shorter than a chunk.
-pub fn chunks(encoder: &Encoder, text: &str, chunking: &Chunking) -> Result<Vec<Vec<u32>>> {
+/// `Invalid` if the data cannot be read as promised or are shorter than a chunk; what downloads fail with.
+pub fn chunks(
+    data: &Dataset,
+    encoder: &Encoder,
+    chunking: &Chunking,
+    cancel: &Cancel,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<u32>>> {
+    let Chunking { length, limit, parse_special } = *chunking;
+    let first = limit.filter(|_| !data.is_built_in());
+    let wanted = first.map_or(usize::MAX, |limit| limit.saturating_mul(length));
     let bos = encoder.bos().filter(|_| encoder.add_bos());
-    let encoded =
-        if chunking.parse_special { encoder.encode_with_special(text) } else { encoder.encode(text) }?;
-    let tokens: Vec<u32> = bos.into_iter().chain(encoded).collect();
-    let whole = tokens.chunks_exact(chunking.length.max(1)).take(chunking.limit.unwrap_or(usize::MAX));
-    let mut chunks: Vec<Vec<u32>> = whole.map(<[u32]>::to_vec).collect();
+    let mut tokens: Vec<u32> = bos.into_iter().collect();
+    let (mut template, mut samples) = (None, 0);
+    for index in data.order(None) {
+        let flow = data.read(index, cancel, progress, &mut |sample| {
+            cancel.check()?;
+            samples += 1;
+            tokens.append(&mut match &sample {
+                Sample::Text(text) => {
+                    let text = text.strip_suffix('\n').unwrap_or(text);
+                    let text = if samples > 1 { format!("\n\n{text}") } else { text.to_owned() };
+                    match parse_special {
+                        true => encoder.encode_with_special(&text)?,
+                        false => encoder.encode(&text)?,
+                    }
+                }
+                Sample::Chat(messages) => {
+                    if template.is_none() {
+                        template = Some(ChatTemplate::of(encoder)?);
+                    }
+                    let rendered = template.as_ref().map(|template| template.render(messages));
+                    let text = rendered.unwrap_or_else(|| Ok(String::new())).map_err(|what| {
+                        Error::new(Kind::Invalid, format!("sample {samples}: {what}"))
+                            .hint("Check the roles and their order, or name a column of plain text with --text-column.")
+                    })?;
+                    encoder.encode_with_special(&text)?
+                }
+            });
+            Ok(if tokens.len() < wanted { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        if flow.is_break() {
+            break;
+        }
+    }
+    let mut chunks: Vec<Vec<u32>> =
+        tokens.chunks_exact(length.max(1)).take(first.unwrap_or(usize::MAX)).map(<[u32]>::to_vec).collect();
     if let Some(bos) = bos {
         chunks.iter_mut().for_each(|chunk| chunk[0] = bos);
     }
     if chunks.is_empty() {
         return Err(Error::new(
             Kind::Invalid,
-            format!("the text has {} tokens, less than one chunk of {}", tokens.len(), chunking.length),
+            format!("{} has {} tokens, less than one chunk of {length}", data.source(), tokens.len()),
         )
         .hint("Take a longer text, or shorter chunks with --ctx."));
     }
-    Ok(chunks)
+    Ok(match limit.filter(|_| data.is_built_in()) {
+        Some(limit) => spread(chunks, limit),
+        None => chunks,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::calib::dataset::Selection;
+    use crate::progress::Silent;
     use crate::source::tokenizer::encoder::SpecialTokens;
 
     fn encoder(add_bos: bool) -> Encoder {
@@ -76,8 +109,18 @@ mod tests {
     const TEXT: &str =
         "Call me Ishmael. Some years ago - never mind how long precisely - having little or no money";
 
-    fn cut(add_bos: bool, length: usize, limit: Option<usize>) -> Result<Vec<Vec<u32>>> {
-        chunks(&encoder(add_bos), TEXT, &Chunking { length, limit, parse_special: false })
+    /// Cuts a file of this name.
+    fn cut(file: &str, text: &str, add_bos: bool, chunking: &Chunking) -> Result<Vec<Vec<u32>>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        std::fs::write(&path, text).unwrap();
+        let cancel = Cancel::new();
+        let data = Dataset::open(path.to_str().unwrap(), Selection::default(), &cancel, &Silent)?;
+        chunks(&data, &encoder(add_bos), chunking, &cancel, &Silent)
+    }
+
+    fn of(length: usize) -> Chunking {
+        Chunking { length, limit: None, parse_special: false }
     }
 
     #[test]
@@ -85,50 +128,63 @@ mod tests {
         let tokens = encoder(false).encode(TEXT).unwrap();
         let length = 7;
         assert!(!tokens.len().is_multiple_of(length) && tokens.len() > 2 * length);
-        let found = cut(false, length, None).unwrap();
+        let found = cut("a.txt", &format!("{TEXT}\n"), false, &of(length)).unwrap();
         assert_eq!(found.concat(), tokens[..tokens.len() / length * length]);
         assert!(found.iter().all(|chunk| chunk.len() == length));
-        assert_eq!(cut(false, length, Some(2)).unwrap(), found[..2]);
+        let two = Chunking { limit: Some(2), ..of(length) };
+        assert_eq!(cut("a.txt", TEXT, false, &two).unwrap(), found[..2]);
+    }
+
+    #[test]
+    fn one_line_break_at_the_end_does_not_count() {
+        let count = |text: &str| cut("a.txt", text, false, &of(1)).unwrap().len();
+        assert_eq!(count("one\n"), count("one"));
+        assert!(count("one\n\n") > count("one"));
     }
 
     #[test]
     fn bos_takes_the_place_of_each_first_token() {
         let tokens = encoder(true).encode(TEXT).unwrap();
-        let found = cut(true, 5, None).unwrap();
+        let found = cut("a.txt", TEXT, true, &of(5)).unwrap();
         assert_eq!(found[0], [&[0], &tokens[..4]].concat());
         assert_eq!(found[1], [&[0], &tokens[5..9]].concat());
     }
 
     #[test]
+    fn samples_follow_one_another() {
+        let lines = "{\"text\": \"One fish\"}\n{\"text\": \"two fish\"}\n";
+        let encoder = encoder(false);
+        let expected =
+            [encoder.encode("One fish").unwrap(), encoder.encode("\n\ntwo fish").unwrap()].concat();
+        assert_eq!(cut("a.jsonl", lines, false, &of(1)).unwrap().concat(), expected);
+    }
+
+    #[test]
     fn a_text_shorter_than_a_chunk_is_refused() {
-        let e = cut(false, 1000, None).unwrap_err();
+        let e = cut("a.txt", TEXT, false, &of(1000)).unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid, "{e}");
-        assert!(e.to_string().contains("1000"), "{e}");
+        assert!(e.to_string().contains("1000") && e.to_string().contains("a.txt"), "{e}");
     }
 
     #[test]
     fn special_tokens_mean_something_only_if_asked_for() {
         let text = TEXT.replace("Ishmael", "<|eos|>");
         let has_eos = |parse_special| {
-            let chunking = Chunking { length: 8, limit: None, parse_special };
-            chunks(&encoder(false), &text, &chunking).unwrap().concat().contains(&1)
+            cut("a.txt", &text, false, &Chunking { parse_special, ..of(8) }).unwrap().concat().contains(&1)
         };
         assert!(!has_eos(false) && has_eos(true));
     }
 
     #[test]
-    fn texts_are_read_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.txt");
-        let read = |bytes: &[u8]| {
-            std::fs::write(&path, bytes).unwrap();
-            read_text(&path)
+    fn few_chunks_of_the_built_in_text_are_from_all_of_it() {
+        let (cancel, encoder) = (Cancel::new(), encoder(false));
+        let some = |limit| {
+            let chunking = Chunking { limit, ..of(64) };
+            chunks(&Dataset::built_in(), &encoder, &chunking, &cancel, &Silent).unwrap()
         };
-        assert_eq!(read(b"a\n\nb\n\n").unwrap(), "a\n\nb\n");
-        for bytes in [&b""[..], b" \n\n", b"a\xff"] {
-            let e = read(bytes).unwrap_err();
-            assert!(e.kind() == Kind::Invalid && e.to_string().contains("a.txt"), "{e}");
-        }
-        assert_eq!(read_text(&dir.path().join("none")).unwrap_err().kind(), Kind::NotFound);
+        let (all, few) = (some(None), some(Some(4)));
+        assert_eq!(few.len(), 4);
+        let place = |chunk: &Vec<u32>| all.iter().position(|other| other == chunk).unwrap();
+        assert!(few.windows(2).all(|pair| place(&pair[1]) - place(&pair[0]) > all.len() / 8));
     }
 }

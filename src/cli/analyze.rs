@@ -1,8 +1,7 @@
 //! `llm-quantize analyze ...`.
 
 mod importance;
-
-use clap::Subcommand;
+mod quality;
 
 use super::Global;
 use super::output::Output;
@@ -11,18 +10,21 @@ use crate::error::Result;
 
 /// Look into a model: what matters in it, and what quantization does to it
 #[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
 pub(super) struct Args {
     #[command(subcommand)]
-    command: Command,
+    what: What,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
+#[derive(Debug, clap::Subcommand)]
+enum What {
     Importance(Box<importance::Args>),
+    Quality(Box<quality::Args>),
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    match &args.command {
-        Command::Importance(args) => importance::run(args, global, output, terminal),
+    match &args.what {
+        What::Importance(args) => importance::run(args, global, output, terminal),
+        What::Quality(args) => quality::run(args, global, output, terminal),
     }
 }

@@ -25,6 +25,10 @@ pub trait Dense: Debug + Send + Sync {
         None
     }
 
+    /// Bits that each of the tensor's weights takes as it is stored, scales and zero points included; none if there is no
+    /// such tensor.
+    fn bits(&self, name: &str) -> Option<f64>;
+
     /// Reads `rows` of the outermost dimension into `out`, row-major.
     ///
     /// # Errors
@@ -46,6 +50,10 @@ impl Dense for Tensors {
 
     fn float_type(&self, name: &str) -> Option<FloatType> {
         Some(self.get(name)?.dtype)
+    }
+
+    fn bits(&self, name: &str) -> Option<f64> {
+        Some(self.get(name)?.dtype.bytes() as f64 * 8.0)
     }
 
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {

@@ -260,6 +260,27 @@ fn importance_matrices_are_added_up() {
 }
 
 #[test]
+fn a_text_is_built_in() {
+    let place = Place::new();
+    let out = place.text("out.gguf");
+    let args = ["analyze", "importance", &text(&model("llama")), "-o", &out, "--ctx", "64", "--chunks", "4"];
+    let outcome = run(&args).success();
+    assert!(outcome.stderr.contains("built-in text"), "{}", outcome.stderr);
+    let sums = place.load("out.gguf");
+    assert_eq!((sums.datasets.as_slice(), sums.chunks()), (&["built-in".to_owned()][..], 4));
+}
+
+#[test]
+fn a_gguf_file_is_a_model_too() {
+    let place = Place::new();
+    let few: &[&str] = &["--chunks", "2", "--ctx", "64"];
+    let expected = place.sums("tiny-llama", "hf.gguf", few);
+    crate::support::quantize(&model("tiny-llama"), "BF16", place.0.path(), &["-n", "model.gguf"]).success();
+    run(&arguments(&place.path("model.gguf"), &place.path("out.gguf"), few)).success();
+    assert!(largest_difference(&place.load("out.gguf"), &expected) < 1e-6);
+}
+
+#[test]
 fn only_what_belongs_together_is_added_up() {
     let place = Place::new();
     place.run("llama", "llama.gguf", &["--ctx", "64", "--chunks", "1"]).success();
@@ -280,9 +301,9 @@ fn texts_that_cannot_be_used_are_refused() {
     let with = ["--calibration-data", &file];
     place.refused(&with, 3, &["data.txt"], &[]);
     for (bytes, word) in [
-        (&b""[..], "no text"),
-        (b"\n\n  \n", "no text"),
-        (b"caf\xe9", "UTF-8 (byte 3)"),
+        (&b""[..], "empty"),
+        (b"\n\n  \n", "empty"),
+        (b"caf\xe9", "not UTF-8"),
         (b"Too short", "one chunk of 512"),
     ] {
         std::fs::write(&file, bytes).unwrap();
@@ -299,7 +320,8 @@ fn options_that_cannot_be_are_refused() {
     place.refused(&["--resume"], 7, &["no checkpoint"], &[]);
     let out = place.text("out.gguf");
     run(&["analyze", "importance", "-o", &out]).failure(2, &["MODEL"]);
-    run(&["analyze", "importance", "-o", &out, &text(&model("llama"))]).failure(2, &["--calibration-data"]);
+    run(&["analyze", "importance", "-o", &out, "--merge", &imatrix(), "--chunks", "3"])
+        .failure(2, &["MODEL"]);
     std::fs::write(&out, "mine").unwrap();
     place.refused(&[], 2, &["exists already", "--force"], &["out.gguf"]);
     assert_eq!(std::fs::read(&out).unwrap(), b"mine");

@@ -8,10 +8,19 @@ mod bad_input;
 mod checkpoint;
 /// What each command and option does and prints.
 mod commands;
+/// Calibration data: files and data sets to rows of tokens.
+mod data;
+/// Data sets from a Hub on this machine.
+#[cfg(feature = "hub")]
+mod data_hub;
 /// The decoder against transformers.
 mod decoder;
+/// Perplexity and KL divergence.
+mod evaluate;
 /// An independent parser of what the program writes.
 mod gguf_file;
+/// GGUF files as models that are computed.
+mod gguf_model;
 /// Digests of llama.cpp's own files.
 mod golden;
 /// GGUF files that lie.
@@ -39,6 +48,8 @@ mod memory;
 mod options;
 /// Random small models.
 mod property;
+/// What a model has lost, and where.
+mod quality;
 /// Another project's reader.
 mod readers;
 /// The same bytes, however the work is done.

@@ -11,7 +11,7 @@ const PIECE: usize = 1 << 14;
 
 /// `x * weight^T + bias`.
 #[derive(Debug)]
-pub(super) struct Linear {
+pub struct Linear {
     /// `[out, in]`.
     pub(super) weight: Tensor,
     /// `[out]`.
@@ -22,7 +22,10 @@ pub(super) struct Linear {
 
 impl Linear {
     /// `[tokens, in]` in, `[tokens, out]` out.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match self.rounds {
             true => x.contiguous()?.apply_op1_no_bwd(&Round)?.matmul(&self.weight.t()?)?,
             false => x.matmul(&self.weight.t()?)?,

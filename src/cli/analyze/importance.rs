@@ -7,6 +7,7 @@ use clap::ValueEnum;
 
 use crate::calib::imatrix;
 use crate::cli::checkpoints::CheckpointArgs;
+use crate::cli::data::DataArgs;
 use crate::cli::output::{Output, duration, size, thousands};
 use crate::cli::terminal::Terminal;
 use crate::cli::{CANCEL, Global};
@@ -18,7 +19,7 @@ use crate::pipeline::importance::{self, Collect, Config, Report};
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     /// Directory of a Hugging Face model, or its name on the Hub (org/name); none to add up files only
-    #[arg(required_unless_present = "merge", requires = "calibration_data")]
+    #[arg(required_unless_present = "merge")]
     model: Option<String>,
     /// The importance matrix to write
     #[arg(short, long, value_name = "FILE")]
@@ -29,9 +30,19 @@ pub(super) struct Args {
     /// Format of the file; llama-quantize takes both [default: dat if the file ends so, else gguf]
     #[arg(long, value_name = "FORMAT", value_enum)]
     output_format: Option<FileFormat>,
-    /// Text to compute on, UTF-8, taken as a whole
-    #[arg(long, value_name = "FILE", requires = "model")]
-    calibration_data: Option<PathBuf>,
+    /// Text to compute on: .txt, .jsonl, .json or .parquet (.gz too, except .parquet), a directory of these, or a data set
+    /// on the Hub as org/name [default: a text that is built in]
+    #[arg(long, value_name = "FILE|DIR|DATASET", requires = "model")]
+    calibration_data: Option<String>,
+    /// Configuration (subset) of a data set on the Hub
+    #[arg(long, value_name = "NAME", requires = "calibration_data")]
+    dataset_config: Option<String>,
+    /// Split of a data set on the Hub [default: train, or the only one]
+    #[arg(long, value_name = "NAME", requires = "calibration_data")]
+    dataset_split: Option<String>,
+    /// Column or key of the text or the messages [default: text, content or messages]
+    #[arg(long, value_name = "NAME", requires = "calibration_data")]
+    text_column: Option<String>,
     /// Tokens in each chunk of the text [default: 512]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ctx: Option<u32>,
@@ -64,7 +75,7 @@ Examples:
   llm-quantize analyze importance --merge a.gguf b.gguf -o both.gguf
   llm-quantize quantize ./Llama-3.1-8B gguf -q Q4_K_M --imatrix imatrix.gguf
 
-The text is cut as llama-imatrix cuts it: tokenized as a whole, in chunks of --ctx tokens, each beginning with BOS if the
+A text file is cut as llama-imatrix cuts it: tokenized as a whole, in chunks of --ctx tokens, each beginning with BOS if the
 model wants it; what is left at the end is not used.";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,17 +95,26 @@ enum FileFormat {
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let collect = args.model.as_ref().zip(args.calibration_data.as_ref()).map(|(model, data)| Collect {
-        model: model.clone(),
-        data: data.clone(),
-        chunks: args.chunks.map(|n| n as usize),
-        parse_special: args.parse_special,
-        process_output: args.process_output,
-        exact: args.compute == Compute::F32,
-        ignore_config: args.ignore_config.clone(),
-    });
+    let data = DataArgs {
+        calibration_data: args.calibration_data.clone(),
+        dataset_config: args.dataset_config.clone(),
+        dataset_split: args.dataset_split.clone(),
+        text_column: args.text_column.clone(),
+        ..DataArgs::default()
+    };
+    let collect = |model: &String| -> Result<Collect> {
+        Ok(Collect {
+            model: model.clone(),
+            data: data.dataset(&CANCEL, terminal)?,
+            chunks: args.chunks.map(|n| n as usize),
+            parse_special: args.parse_special,
+            process_output: args.process_output,
+            exact: args.compute == Compute::F32,
+            ignore_config: args.ignore_config.clone(),
+        })
+    };
     let config = Config {
-        collect,
+        collect: args.model.as_ref().map(collect).transpose()?,
         merge: args.merge.clone(),
         ctx: args.ctx.map(|n| n as usize),
         output: args.output.clone(),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Collect, Report};
 use crate::arch::decoder::{Decoder, Hidden, Input, LinearId, Tap};
-use crate::calib::chunks::{Chunking, chunks, read_text};
+use crate::calib::chunks::{Chunking, chunks};
 use crate::calib::guard::Guard;
 use crate::calib::imatrix::{Format, Sums};
 use crate::calib::squares::Squares;
@@ -45,13 +45,11 @@ pub(super) fn collect(
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
-    let text = read_text(&job.data)?;
     progress.info(&format!("Loading model {}", job.model));
     let open = OpenModel::open(&job.model, &job.ignore_config, cancel, progress)?;
     check_context(&open, length)?;
     let chunking = Chunking { length, limit: job.chunks, parse_special: job.parse_special };
-    let windows = chunks(&open.encoder, &text, &chunking)?;
-    drop(text);
+    let windows = chunks(&job.data, &open.encoder, &chunking, cancel, progress)?;
     progress.info(&format!("Text: {} chunks of {length} tokens", windows.len()));
 
     let decoder = open.decoder()?;
@@ -75,7 +73,7 @@ pub(super) fn collect(
         other => other,
     };
     let mut sums = Sums::new(u32::try_from(length).unwrap_or(u32::MAX));
-    sums.datasets.extend(job.data.file_name().map(|name| name.to_string_lossy().into_owned()));
+    sums.datasets.push(job.data.source().to_owned());
     let head = job.process_output && has_head(&open, progress);
     let pass = Pass { open: &open, decoder, windows, head, sums, dropped: 0, checkpoint, cancel, progress };
     Ok(Outcome::Collected(Box::new(pass.run()?)))

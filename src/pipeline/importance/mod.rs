@@ -9,9 +9,10 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Settings;
+use super::evaluate::in_pool;
 use super::memory;
-use super::threads::in_pool;
 use crate::atomic::{self, AtomicFile};
+use crate::calib::dataset::Dataset;
 use crate::calib::imatrix::{DEFAULT_CHUNK_SIZE, Format, Sums};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
@@ -19,7 +20,7 @@ use crate::progress::Progress;
 use collect::{Outcome, collect};
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// What is computed; none if importance matrices are only added up.
     pub collect: Option<Collect>,
@@ -40,12 +41,12 @@ pub struct Config {
 }
 
 /// A model, and the text that it is computed on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Collect {
     /// Whatever [`OpenModel::open`](super::model::OpenModel::open) takes.
     pub model: String,
     /// The text.
-    pub data: PathBuf,
+    pub data: Dataset,
     /// Chunks at most.
     pub chunks: Option<usize>,
     /// Whether special tokens in the text are taken for what they mean.
