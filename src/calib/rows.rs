@@ -391,7 +391,7 @@ fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
 }
 
 /// `size` of the rows, at equal distances; all, if there are no more.
-fn spread(rows: Vec<Vec<u32>>, size: usize) -> Vec<Vec<u32>> {
+pub(super) fn spread(rows: Vec<Vec<u32>>, size: usize) -> Vec<Vec<u32>> {
     let total = rows.len();
     let taken = |i: usize| total <= size || (i * size) / total != ((i + 1) * size) / total;
     rows.into_iter().enumerate().filter(|(i, _)| taken(*i)).map(|(_, row)| row).collect()

@@ -1,30 +1,26 @@
-//! `--compute`.
+//! Values of `--compute`.
 
 use clap::ValueEnum;
 
-use crate::arch::decoder::Compute;
+use crate::arch::decoder;
 
-/// The choice of what matrices are multiplied in, to flatten into a command's arguments.
-#[derive(Debug, clap::Args)]
-pub(super) struct ComputeArgs {
-    /// What matrices are multiplied in
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Type::F32)]
-    compute: Type,
-}
-
+/// What matrices are multiplied in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Type {
+pub(super) enum Compute {
     /// Float32
     F32,
-    /// Bfloat16 with sums in float32: faster and less exact; needs a processor with AVX512-BF16
+    /// Bfloat16 with sums in float32: less exact, and faster on processors with AVX512-BF16
     Bf16,
+    /// Bfloat16 where weights are stored so, as llama.cpp does on a CPU; else float32
+    Stored,
 }
 
-impl ComputeArgs {
-    pub(super) fn compute(&self) -> Compute {
-        match self.compute {
-            Type::F32 => Compute::F32,
-            Type::Bf16 => Compute::Bf16,
+impl From<Compute> for decoder::Compute {
+    fn from(compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => decoder::Compute::F32,
+            Compute::Bf16 => decoder::Compute::Bf16,
+            Compute::Stored => decoder::Compute::Stored,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use super::compute::ComputeArgs;
+use super::compute::Compute;
 use super::output::{Output, duration, fields, thousands};
 use super::result_file::ResultFile;
 use super::terminal::Terminal;
@@ -28,8 +28,9 @@ pub(super) struct Args {
     data: PathBuf,
     #[command(flatten)]
     cut: CutArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
+    /// What matrices are multiplied in
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Compute::F32)]
+    compute: Compute,
     /// Write the result as JSON into a file too
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -100,7 +101,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         reference: args.reference.clone(),
         text: args.cut.text(Some(args.data.clone())),
         ignore_config: args.ignore_config.clone(),
-        compute: args.compute.compute(),
+        compute: args.compute.into(),
         threads: global.threads(),
     };
     let report = evaluate(&config, &CANCEL, terminal)?;

@@ -43,7 +43,7 @@ pub(super) struct Args {
     /// Print sizes and types, do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Importance matrix by llama-imatrix, GGUF or .dat
+    /// Importance matrix by `analyze importance` or llama-imatrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// Type of the tensors whose name matches a regular expression; may be repeated, the first match wins

@@ -73,7 +73,7 @@ struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     fn new(model: &'a OpenModel, windows: &[Vec<u32>], compute: Compute) -> Result<Stream<'a>> {
-        let decoder = model.decoder()?.compute_in(compute)?;
+        let decoder = model.decoder()?.compute_in(compute);
         Ok(Stream { hidden: Hidden::embed(&decoder, windows)?, decoder })
     }
 

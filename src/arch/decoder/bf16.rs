@@ -113,25 +113,35 @@ impl Packed {
     }
 }
 
-/// Rounds to bfloat16, to nearest with ties to even, two values a word; NaN stays NaN. An odd value at the end is paired
-/// with zero.
+/// The bits of a value rounded to bfloat16, to nearest with ties to even; NaN stays NaN.
+#[inline(always)]
+fn round_one(v: f32) -> u32 {
+    let bits = v.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    // The sum would carry NaN into other numbers.
+    if bits & 0x7fff_ffff > 0x7f80_0000 { (bits >> 16) | 64 } else { rounded }
+}
+
+/// Rounds two values a word. An odd value at the end is paired with zero.
 fn round(values: &[f32], words: &mut [u32]) {
-    #[inline(always)]
-    fn one(v: f32) -> u32 {
-        let bits = v.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        if bits & 0x7fff_ffff > 0x7f80_0000 { (bits >> 16) | 64 } else { rounded }
-    }
     let (pairs, rest) = values.as_chunks::<2>();
     let (words, last) = words.split_at_mut(pairs.len());
     pulp::Arch::new().dispatch(|| {
         for (word, [a, b]) in words.iter_mut().zip(pairs) {
-            *word = one(*a) | one(*b) << 16;
+            *word = round_one(*a) | round_one(*b) << 16;
         }
     });
     if let ([v], [word]) = (rest, last) {
-        *word = one(*v);
+        *word = round_one(*v);
     }
+}
+
+/// Rounds values to bfloat16 and keeps them as float32.
+pub(super) fn round_in_place(values: &mut [f32]) {
+    let arch = pulp::Arch::new();
+    values.par_chunks_mut(1 << 14).for_each(|values| {
+        arch.dispatch(|| values.iter_mut().for_each(|v| *v = f32::from_bits(round_one(*v) << 16)));
+    });
 }
 
 /// Products of a tile's rows, which are `stride` words apart, with the columns of a part of a panel.
@@ -207,8 +217,11 @@ mod tests {
         all.extend([0.0, -0.0, f32::INFINITY, f32::NAN, f32::MAX, 1.003_906_3, 1.011_718_8]);
         let mut words = vec![0; all.len().div_ceil(2)];
         round(&all, &mut words);
+        let mut kept = all.clone();
+        round_in_place(&mut kept);
         let found = words.iter().flat_map(|w| [*w as u16, (*w >> 16) as u16]);
-        for (v, found) in all.iter().zip(found) {
+        for ((v, found), kept) in all.iter().zip(found).zip(kept) {
+            assert_eq!(kept.to_bits(), u32::from(found) << 16, "{v}");
             let expected = bf16::from_f32(*v);
             assert!(bf16::from_bits(found).is_nan() == v.is_nan(), "{v}");
             assert!(v.is_nan() || found == expected.to_bits(), "{v}");

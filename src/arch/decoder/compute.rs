@@ -1,17 +1,17 @@
 //! The numbers that matrices are multiplied in.
 
-use super::bf16;
-use crate::error::{Error, Kind, Result};
-
 /// What the decoder multiplies its matrices in. Everything else is float32 either way: sums, norms, positions, softmax, the
-/// products of attention and the residual stream.
+/// products of attention, routers and the residual stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Float32.
     #[default]
     F32,
-    /// Weights and inputs of matrices rounded to bfloat16. Faster, and less exact: inputs keep 8 significant bits.
+    /// Weights and inputs of all matrices rounded to bfloat16: less exact, since inputs keep 8 significant bits, and faster
+    /// on processors that multiply bfloat16.
     Bf16,
+    /// The same for matrices that are stored in bfloat16 and no others, as llama.cpp does on a CPU.
+    Stored,
 }
 
 impl Compute {
@@ -20,16 +20,7 @@ impl Compute {
         match self {
             Compute::F32 => "f32",
             Compute::Bf16 => "bf16",
+            Compute::Stored => "stored",
         }
-    }
-
-    /// # Errors
-    /// `Unsupported` if this processor lacks the instructions.
-    pub fn check(self) -> Result<()> {
-        if self == Compute::Bf16 && !bf16::is_available() {
-            return Err(Error::new(Kind::Unsupported, "this processor has no AVX512-BF16")
-                .hint("Compute in f32, the default, or on a processor of AMD's Zen 4 or Intel's Cooper Lake and later."));
-        }
-        Ok(())
     }
 }

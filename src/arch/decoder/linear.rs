@@ -2,8 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-use super::bf16::Packed;
-use super::compute::Compute;
+use super::bf16::{self, Packed};
 use super::rows;
 use crate::error::Result;
 
@@ -19,18 +18,21 @@ pub struct Linear {
 enum Weight {
     /// `[out, in]`.
     F32(Tensor),
+    /// Values of bfloat16 in float32, for processors that cannot multiply them as they are; the inputs are rounded too.
+    Rounded(Tensor),
     Bf16(Packed),
 }
 
 impl Linear {
-    /// From weights `[out, in]` and a bias `[out]`.
-    pub(super) fn new(weight: Tensor, bias: Option<Tensor>, compute: Compute) -> Result<Linear> {
-        let weight = match compute {
-            Compute::F32 => Weight::F32(weight),
-            Compute::Bf16 => {
-                let (_, inner) = weight.dims2()?;
-                Weight::Bf16(rows::with_slice(&weight, |values| Packed::new(values, inner))?)
-            }
+    /// From weights `[out, in]` and a bias `[out]`. If `rounds`, weights and inputs are rounded to bfloat16.
+    pub(super) fn new(weight: Tensor, bias: Option<Tensor>, rounds: bool) -> Result<Linear> {
+        let weight = if !rounds {
+            Weight::F32(weight)
+        } else if bf16::is_available() {
+            let (_, inner) = weight.dims2()?;
+            Weight::Bf16(rows::with_slice(&weight, |values| Packed::new(values, inner))?)
+        } else {
+            Weight::Rounded(weight.apply_op1_no_bwd(&Round)?)
         };
         Ok(Linear { weight, bias })
     }
@@ -42,6 +44,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::F32(weight) => x.matmul(&weight.t()?)?,
+            Weight::Rounded(weight) => x.contiguous()?.apply_op1_no_bwd(&Round)?.matmul(&weight.t()?)?,
             Weight::Bf16(packed) => x.contiguous()?.apply_op1_no_bwd(&Product(packed))?,
         };
         Ok(match &self.bias {
@@ -65,7 +68,42 @@ impl CustomOp1 for Product<'_> {
             candle_core::bail!("rows of {inner} cannot be multiplied by a matrix of {}", self.0.inner());
         }
         let y = self.0.multiply(rows::slice(x, layout)?);
-        let shape = Shape::from((tokens, self.0.out()));
-        Ok((CpuStorage::F32(y), shape))
+        Ok((CpuStorage::F32(y), Shape::from((tokens, self.0.out()))))
+    }
+}
+
+/// Rounds to bfloat16 and back.
+struct Round;
+
+impl CustomOp1 for Round {
+    fn name(&self) -> &'static str {
+        "round-to-bfloat16"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let mut out = rows::slice(x, layout)?.to_vec();
+        bf16::round_in_place(&mut out);
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn processors_with_and_without_bfloat16_compute_the_same() {
+        let weight = Tensor::randn(0f32, 1.0, (70, 133), &Device::Cpu).unwrap();
+        let x = Tensor::randn(0f32, 1.0, (31, 133), &Device::Cpu).unwrap();
+        let linear = Linear::new(weight.clone(), None, true).unwrap();
+        let portable = Linear { weight: Weight::Rounded(weight.apply_op1_no_bwd(&Round).unwrap()), bias: None };
+        let values = |linear: &Linear| {
+            linear.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for (a, b) in values(&linear).iter().zip(values(&portable)) {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::arch::Model;
 use crate::arch::spec::Need;
 use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
+use crate::source::safetensors::FloatType;
 
 /// Which of the tensors of one kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -116,7 +117,7 @@ impl<'a> Weights<'a> {
             Some(bias) => Some(self.load_all(&bias)?),
             None => None,
         };
-        Ok(Some(Linear::new(self.load_all(&weight)?, bias, self.compute)?))
+        Ok(Some(Linear::new(self.load_all(&weight)?, bias, self.rounds(&weight, stem))?))
     }
 
     /// The same, if the computation cannot do without.
@@ -127,7 +128,17 @@ impl<'a> Weights<'a> {
     /// Some rows of the matrix `blk.{}.STEM.weight`, which holds several.
     pub(super) fn need_rows(&self, stem: &str, rows: Range<usize>, at: At) -> Result<Linear> {
         let found = self.need(&format!("blk.{{}}.{stem}.weight"), at)?;
-        Linear::new(self.load(&found, rows)?, None, self.compute)
+        Linear::new(self.load(&found, rows)?, None, self.rounds(&found, stem))
+    }
+
+    /// Whether this matrix and its inputs are rounded to bfloat16. Routers never are: a token would go to another expert.
+    fn rounds(&self, found: &Found<'_>, stem: &str) -> bool {
+        stem != "ffn_gate_inp"
+            && match self.compute {
+                Compute::F32 => false,
+                Compute::Stored => self.tensors.float_type(found.name) == Some(FloatType::BF16),
+                Compute::Bf16 => true,
+            }
     }
 
     /// Whether the family has this matrix in its layers.

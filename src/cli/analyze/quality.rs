@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use crate::calib::builtin;
-use crate::cli::compute::ComputeArgs;
+use crate::cli::compute::Compute;
 use crate::cli::evaluate::{CutArgs, figures};
 use crate::cli::output::{Output, duration, fields};
 use crate::cli::result_file::ResultFile;
@@ -32,8 +32,9 @@ pub(in crate::cli) struct Args {
     data: Option<PathBuf>,
     #[command(flatten)]
     cut: CutArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
+    /// What matrices are multiplied in
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Compute::F32)]
+    compute: Compute,
     /// Write the result as JSON into a file too
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -66,7 +67,7 @@ pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, termina
         reference: Some(args.reference.clone()),
         text: args.cut.text(args.data.clone()),
         ignore_config: args.ignore_config.clone(),
-        compute: args.compute.compute(),
+        compute: args.compute.into(),
         threads: global.threads(),
     };
     if args.data.is_none() {

@@ -113,7 +113,7 @@ impl<'a> Through<'a> {
         cancel: &Cancel,
         progress: &dyn Progress,
     ) -> Result<Through<'a>> {
-        let decoder = model.decoder()?.compute_in(compute)?;
+        let decoder = model.decoder()?.compute_in(compute);
         progress.begin(&format!("Computing {}", model.name), decoder.layers() as u64, Unit::Layers);
         let hidden = all_layers(&decoder, windows, cancel, progress);
         progress.end();
