@@ -14,6 +14,7 @@ pub mod error;
 pub mod format;
 pub mod pipeline;
 pub mod progress;
+pub mod quant;
 pub mod source;
 
 pub use error::{Error, Kind, Result};
