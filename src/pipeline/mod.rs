@@ -3,3 +3,4 @@
 pub mod gguf;
 pub mod inspect;
 pub mod memory;
+pub mod model;

@@ -2,6 +2,7 @@
 
 pub mod card;
 pub mod config;
+pub mod dense;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod mmap;

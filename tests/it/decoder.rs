@@ -7,8 +7,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use llm_quantize::arch::Model;
-use llm_quantize::arch::decoder::{Decoder, Input, LinearId, Tap};
+use llm_quantize::arch::decoder::{Decoder, Hidden, Input, LinearId, Tap};
 use llm_quantize::arch::spec::Use;
+use llm_quantize::cancel::Cancel;
 use llm_quantize::error::Kind;
 use llm_quantize::source::config::Config;
 use llm_quantize::source::safetensors::Tensors;
@@ -77,23 +78,39 @@ fn all_states_and_logits_are_those_of_transformers() {
 }
 
 #[test]
-fn sequences_do_not_see_each_other() {
+fn windows_do_not_see_each_other() {
     for name in ["gemma3", "mixtral"] {
         let dir = support::model(name);
         let (model, tensors) = open(&dir);
         let (tokens, _) = reference(&dir);
         let decoder = Decoder::new(&model, &tensors).unwrap();
-        let context = decoder.context(32);
-        let run = |sequences: &[&[u32]]| {
-            let hidden = decoder.embed(sequences).unwrap();
-            decoder.layer(0).unwrap().forward(&hidden, &context, &mut ()).unwrap()
+        let run = |windows: &[Vec<u32>]| {
+            let mut hidden = Hidden::embed(&decoder, windows).unwrap();
+            for i in 0..decoder.layers() {
+                hidden.advance(&decoder.layer(i).unwrap(), &mut (), &Cancel::new()).unwrap();
+            }
+            hidden
         };
-        let together = run(&[&tokens[..32], &tokens[32..]]);
-        for (i, sequence) in [&tokens[..32], &tokens[32..]].into_iter().enumerate() {
-            let error = nmse(&together.narrow(0, i, 1).unwrap(), &run(&[sequence]));
-            assert!(error < LIMIT, "{name}: sequence {i} differs by {error:e}");
+        let windows: Vec<Vec<u32>> = [0..24, 24..48, 48..64, 40..64].map(|r| tokens[r].to_vec()).into();
+        let together = run(&windows);
+        assert_eq!((together.windows(), together.tokens()), (4, 88));
+        for (i, window) in windows.iter().enumerate() {
+            let alone = run(std::slice::from_ref(window));
+            let error = nmse(&together.window(i).unwrap(), &alone.window(0).unwrap());
+            assert!(error < LIMIT, "{name}: window {i} differs by {error:e}");
         }
     }
+}
+
+#[test]
+fn a_pass_can_be_stopped() {
+    let (model, tensors) = open(&support::model("llama"));
+    let decoder = Decoder::new(&model, &tensors).unwrap();
+    let mut hidden = Hidden::embed(&decoder, &[vec![1, 2, 3]]).unwrap();
+    let cancel = Cancel::new();
+    cancel.request();
+    let stopped = hidden.advance(&decoder.layer(0).unwrap(), &mut (), &cancel);
+    assert_eq!(stopped.unwrap_err().kind(), Kind::Interrupted);
 }
 
 /// Shapes of what went by.

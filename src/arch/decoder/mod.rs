@@ -8,6 +8,7 @@
 mod attention;
 mod experts;
 mod feed_forward;
+mod hidden;
 mod layer;
 mod linear;
 mod norm;
@@ -22,7 +23,8 @@ use candle_core::{Device, Tensor};
 
 use super::Model;
 use crate::error::{Error, Kind, Result};
-use crate::source::safetensors::Tensors;
+use crate::source::dense::Dense;
+pub use hidden::Hidden;
 pub use layer::Layer;
 use rope::Table;
 use schedule::{LayerKind, RopeKind};
@@ -67,7 +69,7 @@ impl<'a> Decoder<'a> {
     ///
     /// # Errors
     /// `Invalid` if the configuration contradicts itself.
-    pub fn new(model: &'a Model, tensors: &'a Tensors) -> Result<Decoder<'a>> {
+    pub fn new(model: &'a Model, tensors: &'a dyn Dense) -> Result<Decoder<'a>> {
         Ok(Decoder { model, weights: Weights::new(model, tensors), schedule: schedule::read(model)? })
     }
 

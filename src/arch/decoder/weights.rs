@@ -4,18 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 
 use super::linear::Linear;
 use super::norm::Norm;
 use crate::arch::Model;
 use crate::arch::spec::Need;
 use crate::error::{Error, Kind, Result};
-use crate::format::gguf::blocks::{self, Simd};
-use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
-
-/// Weights that one thread widens at a time.
-const PIECE: usize = 1 << 16;
+use crate::source::dense::Dense;
 
 /// Which of the tensors of one kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,22 +23,23 @@ pub(super) struct At {
 #[derive(Debug)]
 pub(super) struct Found<'a> {
     name: &'a str,
-    info: &'a TensorInfo,
+    shape: &'a [usize],
 }
 
 /// The tensors of a checkpoint under the names that the rules use.
 #[derive(Debug)]
 pub(super) struct Weights<'a> {
     model: &'a Model,
-    tensors: &'a Tensors,
-    canonical: BTreeMap<String, (&'a str, &'a TensorInfo)>,
+    tensors: &'a dyn Dense,
+    canonical: BTreeMap<String, &'a str>,
 }
 
 impl<'a> Weights<'a> {
-    pub(super) fn new(model: &'a Model, tensors: &'a Tensors) -> Self {
+    pub(super) fn new(model: &'a Model, tensors: &'a dyn Dense) -> Self {
         let canonical = tensors
-            .iter()
-            .filter_map(|(name, info)| Some((model.spec.canonical(name)?, (name, info))))
+            .names()
+            .into_iter()
+            .filter_map(|name| Some((model.spec.canonical(name)?, name)))
             .collect();
         Weights { model, tensors, canonical }
     }
@@ -53,7 +49,8 @@ impl<'a> Weights<'a> {
         let Some(rule) = self.model.spec.rule(gguf) else { return Ok(None) };
         let hyper = &self.model.hyper;
         let canonical = rule.hf.replace("{}", &at.layer.to_string()).replace("{e}", &at.expert.to_string());
-        let Some(&(name, info)) = self.canonical.get(&canonical) else {
+        let found = self.canonical.get(&canonical).and_then(|name| Some((*name, self.tensors.shape(name)?)));
+        let Some((name, shape)) = found else {
             return match rule.need {
                 Need::Optional => Ok(None),
                 Need::UnlessTied if hyper.tied => Ok(None),
@@ -61,13 +58,13 @@ impl<'a> Weights<'a> {
             };
         };
         let expected: Vec<usize> = rule.shape.iter().map(|dim| dim.size(hyper)).collect();
-        if info.shape != expected {
+        if shape != expected {
             return Err(Error::new(
                 Kind::Invalid,
-                format!("tensor {name} has shape {:?}; config.json implies {expected:?}", info.shape),
+                format!("tensor {name} has shape {shape:?}; config.json implies {expected:?}"),
             ));
         }
-        Ok(Some(Found { name, info }))
+        Ok(Some(Found { name, shape }))
     }
 
     /// The same, if the computation cannot do without.
@@ -80,34 +77,12 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// `Invalid` if a weight is not finite.
     pub(super) fn read(&self, found: &Found<'_>, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let Found { name, info } = found;
-        let size = info.dtype.bytes();
-        let width = info.shape.iter().skip(1).product::<usize>() * size;
-        let bytes = &self.tensors.bytes(info)[rows.start * width..rows.end * width];
-        let widen = match info.dtype {
-            FloatType::F32 => blocks::f32_from_le,
-            FloatType::F16 => blocks::f16_to_f32,
-            FloatType::BF16 => blocks::bf16_to_f32,
-        };
-        let simd = Simd::best();
-        let finite = out
-            .par_chunks_mut(PIECE)
-            .zip(bytes.par_chunks(PIECE * size))
-            .map(|(out, bytes)| {
-                widen(bytes, out, simd);
-                out.iter().fold(true, |finite, w| finite & w.is_finite())
-            })
-            .reduce(|| true, |a, b| a & b);
-        if finite {
-            return Ok(());
-        }
-        Err(Error::new(Kind::Invalid, format!("tensor {name} holds NaN or infinity"))
-            .hint("The checkpoint is damaged or training diverged; a quantized copy would be useless."))
+        self.tensors.read(found.name, rows, out)
     }
 
     /// `rows` of a tensor, as a tensor.
     pub(super) fn load(&self, found: &Found<'_>, rows: Range<usize>) -> Result<Tensor> {
-        let mut shape = found.info.shape.clone();
+        let mut shape = found.shape.to_vec();
         if let Some(first) = shape.first_mut() {
             *first = rows.len();
         }
@@ -117,7 +92,7 @@ impl<'a> Weights<'a> {
     }
 
     fn load_all(&self, found: &Found<'_>) -> Result<Tensor> {
-        self.load(found, 0..found.info.shape.first().copied().unwrap_or(1))
+        self.load(found, 0..found.shape.first().copied().unwrap_or(1))
     }
 
     /// The norm of this name, with the family's offset.

@@ -14,6 +14,7 @@ use crate::source::vocab::{Late, Vocab, VocabModel};
 mod added;
 mod bpe;
 mod definition;
+pub mod encoder;
 pub(crate) mod json;
 pub mod pre;
 mod pre_table;
