@@ -15,6 +15,9 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// The group size of one group per row, -1 in configurations.
+    pub const WHOLE_ROW: usize = usize::MAX;
+
     /// The largest code.
     pub fn max_code(self) -> u8 {
         ((1u32 << self.bits) - 1) as u8
@@ -46,7 +49,7 @@ pub struct QuantizedLinear {
 }
 
 /// Why codes, scales and zero points do not make a linear layer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum CodesError {
     #[error("{0} bits per code; 2 to 8 are possible")]
