@@ -1,5 +1,7 @@
 //! A model that can be computed.
 
+mod packed;
+
 use crate::arch::Model;
 use crate::arch::decoder::Decoder;
 use crate::cancel::Cancel;
@@ -26,7 +28,7 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
-    /// Opens a model: a directory in Hugging Face's format, or `org/name` on the Hub. Keys of `ignore_config` in its
+    /// Opens a model: a directory in Hugging Face's format, unquantized or in GPTQ or AWQ, or `org/name` on the Hub. Keys of `ignore_config` in its
     /// `config.json` are accepted whatever they say.
     ///
     /// # Errors
@@ -39,15 +41,20 @@ impl OpenModel {
         progress: &dyn Progress,
     ) -> Result<OpenModel> {
         let source = SourceModel::open(model, Need::Weights, cancel, progress)?;
-        let model = Model::read(source.config()?, ignore_config)?;
+        let (model, weights, format): (Model, Box<dyn Dense>, _) = match packed::open(&source, ignore_config)?
+        {
+            Some((model, weights)) => {
+                let method = weights.scheme().method;
+                (model, Box::new(weights), method)
+            }
+            None => {
+                let model = Model::read(source.config()?, ignore_config)?;
+                (model, Box::new(Tensors::open(source.dir())?), "hf")
+            }
+        };
         model.warnings.iter().for_each(|w| progress.warn(w));
-        Ok(OpenModel {
-            name: source.name()?,
-            model,
-            weights: Box::new(Tensors::open(source.dir())?),
-            encoder: Encoder::open(source.dir())?,
-            format: "hf",
-        })
+        let encoder = Encoder::open(source.dir())?;
+        Ok(OpenModel { name: source.name()?, model, weights, encoder, format })
     }
 
     /// The decoder of this model.

@@ -135,6 +135,12 @@ impl Config {
         self
     }
 
+    /// The configuration without a key whose statement has been dealt with.
+    pub fn without(mut self, key: &str) -> Config {
+        self.keys.remove(key);
+        self
+    }
+
     /// The file as it is.
     pub fn raw(&self) -> &Value {
         &self.raw

@@ -8,6 +8,8 @@ mod bad_input;
 mod checkpoint;
 /// What each command and option does and prints.
 mod commands;
+/// GPTQ and AWQ directories.
+mod containers;
 /// The decoder against transformers.
 mod decoder;
 /// An independent parser of what the program writes.
@@ -16,6 +18,8 @@ mod gguf_file;
 mod golden;
 /// GGUF files that lie.
 mod hostile_gguf;
+/// GPTQ and AWQ directories that lie.
+mod hostile_packed;
 /// Downloads from a Hub on this machine.
 #[cfg(feature = "hub")]
 mod hub;
@@ -33,6 +37,10 @@ mod interrupt;
 mod memory;
 /// Options of `quantize` that change what is written.
 mod options;
+/// GPTQ and AWQ directories that the tests make.
+mod packed;
+/// A second reader of GPTQ and AWQ.
+mod packed_file;
 /// Random small models.
 mod property;
 /// Another project's reader.
