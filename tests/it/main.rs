@@ -16,6 +16,8 @@ mod decoder;
 mod gguf_file;
 /// Digests of llama.cpp's own files.
 mod golden;
+/// Layers that GPTQModel packed.
+mod gptqmodel;
 /// GGUF files that lie.
 mod hostile_gguf;
 /// GPTQ and AWQ directories that lie.

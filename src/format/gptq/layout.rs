@@ -42,7 +42,7 @@ impl Version {
 pub enum Overflow {
     /// 0, and its neighbours are what they say: AutoGPTQ's kernel.
     Wrap,
-    /// 0, and one was borrowed from the next field: GPTQModel adds and subtracts whole words.
+    /// 0, and one was borrowed from the next field: GPTQModel adds and subtracts whole words, but for 3 bits.
     Borrow,
 }
 
@@ -63,20 +63,18 @@ impl GptqLayout {
 
     /// Zero points as stored to zero points as they are, 32 outputs of one group.
     fn stored_to_zeros(&self, words: &mut [u32; 8], bits: u32) -> [u8; UNIT] {
-        let max = ((1u32 << bits) - 1) as u8;
-        match (self.version, self.overflow) {
-            (Version::V2, _) => fields::unpack(words, bits),
-            (Version::V1, Overflow::Wrap) => {
-                fields::unpack(words, bits).map(|field| field.wrapping_add(1) & max)
-            }
-            (Version::V1, Overflow::Borrow) => {
-                // One in each field of a word. Fields of 3 bits cross words: a carry is lost at their ends there.
-                let mut ones = [0; 8];
-                fields::pack(&[1; UNIT], bits, &mut ones[..bits as usize]);
-                words.iter_mut().zip(ones).for_each(|(word, one)| *word = word.wrapping_add(one));
-                fields::unpack(words, bits)
-            }
+        if self.version == Version::V2 {
+            return fields::unpack(words, bits);
         }
+        if self.overflow == Overflow::Borrow && bits != 3 {
+            // One in each field of a word.
+            let mut ones = [0; 8];
+            fields::pack(&[1; UNIT], bits, &mut ones[..bits as usize]);
+            words.iter_mut().zip(ones).for_each(|(word, one)| *word = word.wrapping_add(one));
+            return fields::unpack(words, bits);
+        }
+        let max = ((1u32 << bits) - 1) as u8;
+        fields::unpack(words, bits).map(|field| field.wrapping_add(1) & max)
     }
 }
 

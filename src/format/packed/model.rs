@@ -240,25 +240,28 @@ impl PackedModel {
         Ok(read)
     }
 
-    /// Zero points that are all one off the middle of a grid that is said to be symmetric were stored in the other version.
+    /// Loaders disagree about a layer that is said to be symmetric and has other zero points: some use them, some do not.
     fn check_middle(&self, linear: &Linear, read: &QuantizedLinear) -> Result<()> {
-        let middle = read.grid().middle();
-        let off = |by: i16| read.zeros().iter().all(|zero| i16::from(*zero) == i16::from(middle) + by);
-        if linear.symmetric != Some(true) || !(off(1) || off(-1)) {
+        if linear.symmetric != Some(true) || read.symmetric() {
             return Ok(());
         }
-        Err(Error::new(
+        let middle = read.grid().middle();
+        let other = read.zeros().iter().find(|zero| **zero != middle).copied().unwrap_or(middle);
+        let error = Error::new(
             Kind::Invalid,
             format!(
-                "layer {} is said to be symmetric, but its zero points are {} and not {middle}",
-                linear.name,
-                read.zeros()[0]
+                "layer {} is said to be symmetric, but has zero points of {other} and not only {middle}",
+                linear.name
             ),
-        )
-        .hint(format!(
-            "The checkpoint format is probably not {} as the configuration says, but the other of gptq and gptq_v2.",
-            self.scheme.checkpoint_format
-        )))
+        );
+        let off_by_one = read.zeros().iter().all(|zero| *zero == other) && other.abs_diff(middle) == 1;
+        Err(error.hint(match off_by_one {
+            true => format!(
+                "The checkpoint format is probably not {} as the configuration says, but the other of gptq and gptq_v2.",
+                self.scheme.checkpoint_format
+            ),
+            false => "If they are right, correct `sym` in the configuration to false.".into(),
+        }))
     }
 }
 

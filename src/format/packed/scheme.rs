@@ -15,7 +15,7 @@ pub struct StatedGrid {
     pub bits: u32,
     /// Inputs per group; none is a whole row.
     pub group_size: Option<usize>,
-    /// Whether it is said to be symmetric. What the zero points say counts.
+    /// Whether it is said to be symmetric.
     pub symmetric: Option<bool>,
 }
 
