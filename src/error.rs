@@ -52,6 +52,7 @@ pub struct Error {
     kind: Kind,
     message: String,
     hint: Option<String>,
+    details: Option<Box<serde_json::Value>>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -61,12 +62,18 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`; `message` says what happened and where.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Error { kind, message: message.into(), hint: None, source: None }
+        Error { kind, message: message.into(), hint: None, details: None, source: None }
     }
 
     /// Says what to do next.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Keeps what was found out until the failure, for JSON output.
+    pub fn details(mut self, value: &impl serde::Serialize) -> Self {
+        self.details = serde_json::to_value(value).ok().map(Box::new);
         self
     }
 
@@ -107,6 +114,11 @@ impl Error {
     /// The program's exit code for it.
     pub fn exit_code(&self) -> u8 {
         self.kind as u8
+    }
+
+    /// What was found out until the failure.
+    pub fn found(&self) -> Option<&serde_json::Value> {
+        self.details.as_deref()
     }
 
     /// What to do next, if there is something to say.

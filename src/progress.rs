@@ -25,6 +25,10 @@ pub enum Unit {
     Bytes,
     /// Weights, shown as thousands, millions, billions.
     Weights,
+    /// Tokens of a text.
+    Tokens,
+    /// Layers of a model.
+    Layers,
 }
 
 /// Progress that goes nowhere.

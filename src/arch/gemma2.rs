@@ -23,6 +23,7 @@ pub(super) const fn arithmetic(period: usize) -> Arithmetic {
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Gemma2ForCausalLM"],
+    model_type: "gemma2",
     gguf: "gemma2",
     defaults: || {
         json!({"max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "num_key_value_heads": 4, "head_dim": 256,

@@ -12,6 +12,7 @@ use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
+    model_type: "gemma3_text",
     gguf: "gemma3",
     defaults: || {
         json!({"max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "num_attention_heads": 8,

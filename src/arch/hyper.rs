@@ -7,7 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::source::config::Config;
 
 /// Sizes and constants of one model, from `config.json` with the family's defaults.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Hyper {
     pub layers: usize,

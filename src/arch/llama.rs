@@ -29,6 +29,7 @@ pub(super) const KEYS: &[Key] = &[
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["LlamaForCausalLM", "LLaMAForCausalLM"],
+    model_type: "llama",
     gguf: "llama",
     defaults: || json!({"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}),
     head_dim: HeadDim::Stated,

@@ -11,6 +11,7 @@ use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["MistralForCausalLM"],
+    model_type: "mistral",
     gguf: "llama",
     defaults: || json!({"max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "num_key_value_heads": 8, "sliding_window": 4096}),
     head_dim: HeadDim::Stated,

@@ -39,6 +39,7 @@ const EXPERTS: &[TensorRule] = &[
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["MixtralForCausalLM"],
+    model_type: "mixtral",
     gguf: "llama",
     defaults: || {
         json!({"max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "num_key_value_heads": 8,

@@ -5,6 +5,7 @@ mod gemma2;
 mod gemma3;
 pub mod hyper;
 mod llama;
+pub mod llama3_rope;
 mod mistral;
 mod mixtral;
 mod phi3;
@@ -37,6 +38,21 @@ const FAMILIES: &[&ArchSpec] = &[
 /// The family that answers to a model class.
 pub fn find(class: &str) -> Option<&'static ArchSpec> {
     FAMILIES.iter().find(|spec| spec.classes.contains(&class)).copied()
+}
+
+/// The family whose models are written as the architecture `name` in GGUF: where several share the name, the first with
+/// or without experts.
+pub fn of_gguf(name: &str, experts: bool) -> Option<&'static ArchSpec> {
+    let mut named = FAMILIES.iter().copied().filter(|spec| spec.gguf == name);
+    named.clone().find(|spec| spec.has_experts() == experts).or_else(|| named.next())
+}
+
+/// The architectures in GGUF that are supported.
+pub fn supported_gguf() -> Vec<&'static str> {
+    let mut names: Vec<&str> = FAMILIES.iter().map(|spec| spec.gguf).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// All class names that are supported.
@@ -80,7 +96,8 @@ impl Model {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "config.json has keys that are not understood and may change the arithmetic: {}",
+                    "{} has keys that are not understood and may change the arithmetic: {}",
+                    config.origin(),
                     unread.join(", ")
                 ),
             )

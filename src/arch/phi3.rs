@@ -39,6 +39,7 @@ const FUSED: &[TensorRule] = &[
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Phi3ForCausalLM"],
+    model_type: "phi3",
     gguf: "phi3",
     defaults: || json!({"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5}),
     head_dim: HeadDim::Implied,

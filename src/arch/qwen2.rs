@@ -29,6 +29,7 @@ pub(super) const KEYS: &[Key] = &[
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Qwen2ForCausalLM"],
+    model_type: "qwen2",
     gguf: "qwen2",
     defaults: || json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28}),
     head_dim: HeadDim::Implied,

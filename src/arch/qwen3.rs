@@ -9,6 +9,7 @@ use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Qwen3ForCausalLM"],
+    model_type: "qwen3",
     gguf: "qwen3",
     defaults: || json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128}),
     head_dim: HeadDim::Implied,

@@ -39,6 +39,7 @@ const EXPERTS: &[TensorRule] = &[
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["Qwen3MoeForCausalLM"],
+    model_type: "qwen3_moe",
     gguf: "qwen3moe",
     defaults: || {
         json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,

@@ -11,6 +11,7 @@ use crate::source::tokenizer::VocabScheme;
 
 pub(super) const SPEC: ArchSpec = ArchSpec {
     classes: &["SmolLM3ForCausalLM"],
+    model_type: "smollm3",
     gguf: "smollm3",
     defaults: || {
         json!({"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "num_key_value_heads": 4,

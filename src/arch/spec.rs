@@ -11,6 +11,8 @@ use crate::source::tokenizer::VocabScheme;
 pub struct ArchSpec {
     /// Class names in `config.json` that this family answers to.
     pub classes: &'static [&'static str],
+    /// The name by which transformers finds the first of these classes.
+    pub model_type: &'static str,
     /// The architecture's name in GGUF.
     pub gguf: &'static str,
     /// The values that transformers' config class has where `config.json` is silent.
@@ -49,6 +51,11 @@ impl ArchSpec {
         };
         let canonical = name.replace("language_model.", "");
         (!skipped(&canonical) && !skipped(name)).then_some(canonical)
+    }
+
+    /// Whether the family's layers are mixtures of experts.
+    pub fn has_experts(&self) -> bool {
+        self.tensors.iter().copied().flatten().any(|rule| rule.usage == Use::Expert)
     }
 
     /// The rule for the tensor of this name in GGUF, with `{}` for the layer.

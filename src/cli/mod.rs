@@ -1,8 +1,11 @@
 //! The command line: arguments in, text or JSON out. The only place that prints.
 
+mod analyze;
+mod evaluate;
 mod info;
 mod output;
 mod quantize;
+mod result_file;
 mod terminal;
 
 use std::process::ExitCode;
@@ -37,10 +40,11 @@ const EXIT_CODES: &str = "\
 Examples:
   llm-quantize quantize ./Llama-3.1-8B-Instruct gguf -q Q4_K_M
   llm-quantize quantize Qwen/Qwen2.5-7B-Instruct gguf -q Q5_K_M --imatrix imatrix.gguf
+  llm-quantize evaluate ./Llama-3.1-8B-Instruct --data wiki.test.raw
   llm-quantize info model-Q4_K_M.gguf
 
 Exit codes: 0 done, 1 error, 2 usage or output exists, 3 model not found, 4 login needed, 5 out of memory or disk,
-6 invalid input or output, 8 not supported, 130 interrupted.";
+6 invalid input or output, 8 not supported, 11 worse than asked for, 130 interrupted.";
 
 /// Options of every command.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,6 +61,16 @@ struct Global {
     /// Where the work is done
     #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
     device: String,
+}
+
+impl Global {
+    /// How many threads work.
+    fn threads(&self) -> usize {
+        match self.threads {
+            Some(n) => n.into(),
+            None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -80,6 +94,8 @@ enum Verbosity {
 #[derive(Debug, Subcommand)]
 enum Command {
     Quantize(Box<quantize::Args>),
+    Evaluate(Box<evaluate::Args>),
+    Analyze(analyze::Args),
     Info(info::Args),
 }
 
@@ -110,6 +126,8 @@ fn run(cli: &Cli, output: &Output, terminal: &Terminal) -> Result<()> {
     check_device(&cli.global.device)?;
     match &cli.command {
         Command::Quantize(args) => quantize::run(args, &cli.global, output, terminal),
+        Command::Evaluate(args) => evaluate::run(args, &cli.global, output, terminal),
+        Command::Analyze(args) => analyze::run(args, &cli.global, output, terminal),
         Command::Info(args) => info::run(args, output, terminal),
     }
 }

@@ -60,6 +60,11 @@ impl Output {
                 if let Some(hint) = e.suggestion() {
                     value["suggestion"] = json!(hint);
                 }
+                for (key, found) in e.found().and_then(|found| found.as_object()).into_iter().flatten() {
+                    if key != "status" {
+                        value[key] = found.clone();
+                    }
+                }
                 print(&format!("{value:#}"));
             }
         }
@@ -69,6 +74,11 @@ impl Output {
 /// A reader that closes the pipe early is no error.
 fn print(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Lines of names and values.
+pub(super) fn fields(rows: &[(&str, String)]) -> String {
+    rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect()
 }
 
 /// Bytes as people read them: 512 B, 1.5 KB, 3.2 GB; 1024 of each make one of the next.

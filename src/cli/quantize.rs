@@ -95,10 +95,6 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         return Err(Error::new(Kind::Usage, format!("--output-name '{file}' is not a plain file name"))
             .hint("Put the directory into --output-dir."));
     }
-    let threads = match global.threads {
-        Some(n) => n.into(),
-        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
-    };
     let config = Config {
         level,
         output: args.output_dir.join(file),
@@ -107,7 +103,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         imatrix,
         metadata: args.metadata.clone(),
         ignore_config: args.ignore_config.clone(),
-        threads,
+        threads: global.threads(),
         simd,
     };
     let job = Job::prepare(&source, config, terminal)?;

@@ -58,6 +58,8 @@ impl Progress for Terminal {
             let counts = match unit {
                 Unit::Bytes => "{bytes}/{total_bytes}, {bytes_per_sec}",
                 Unit::Weights => "{percent}% of {human_len} weights",
+                Unit::Tokens => "{percent}% of {human_len} tokens",
+                Unit::Layers => "{pos} of {len} layers",
             };
             let template = format!("{{prefix}} [{{bar:30}}] {counts}, ETA {{eta}} {{wide_msg:.dim}}");
             let style =
@@ -109,6 +111,8 @@ impl Progress for Terminal {
             let what = match stage.unit {
                 Unit::Bytes => "bytes",
                 Unit::Weights => "weights",
+                Unit::Tokens => "tokens",
+                Unit::Layers => "layers",
             };
             let spent = stage.started.elapsed().as_secs_f64();
             eprintln!("{}: {} {what} in {}", stage.name, stage.total, duration(spent));

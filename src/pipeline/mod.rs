@@ -1,6 +1,8 @@
 //! Knows the order in which things are done; nothing else does.
 
+pub mod evaluate;
 pub mod gguf;
 pub mod inspect;
 pub mod memory;
 pub mod model;
+pub mod quality;

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 pub struct Config {
     keys: Map<String, Value>,
     raw: Value,
+    origin: String,
     read: Mutex<BTreeSet<String>>,
 }
 
@@ -102,6 +103,11 @@ impl Config {
         Config::from_json(raw)
     }
 
+    /// A configuration that was put together from another file, which `origin` names.
+    pub fn rebuilt(raw: Value, origin: impl Into<String>) -> Result<Config> {
+        Ok(Config { origin: origin.into(), ..Config::from_json(raw)? })
+    }
+
     /// The same from JSON at hand.
     pub fn from_json(raw: Value) -> Result<Config> {
         let Value::Object(mut keys) = raw.clone() else {
@@ -122,7 +128,7 @@ impl Config {
             // What describes the other modalities is left out together with their tensors.
             keys.retain(|key, _| !is_other_modality(key));
         }
-        Ok(Config { keys, raw, read: Mutex::default() })
+        Ok(Config { keys, raw, origin: "config.json".into(), read: Mutex::default() })
     }
 
     /// Lays the family's defaults under the configuration, as transformers' config classes do.
@@ -141,6 +147,11 @@ impl Config {
         self
     }
 
+    /// What messages call it.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// The file as it is.
     pub fn raw(&self) -> &Value {
         &self.raw
@@ -153,7 +164,8 @@ impl Config {
             _ => None,
         }
         .ok_or_else(|| {
-            Error::new(Kind::Invalid, "config.json: `architectures` must name exactly one model class")
+            let origin = &self.origin;
+            Error::new(Kind::Invalid, format!("{origin}: `architectures` must name exactly one model class"))
         })
     }
 
@@ -185,7 +197,7 @@ impl Config {
         match self.opt_usize(key)? {
             Some(0) => Err(self.wrong(key, "a whole number above 0")),
             Some(n) => Ok(n),
-            None => Err(Error::new(Kind::Invalid, format!("config.json: `{key}` is missing"))),
+            None => Err(Error::new(Kind::Invalid, format!("{}: `{key}` is missing", self.origin))),
         }
     }
 
@@ -207,13 +219,13 @@ impl Config {
     /// An error about the value of `key`.
     pub fn wrong(&self, key: &str, expected: &str) -> Error {
         let found = self.keys.get(key).map_or("nothing".into(), |v| shorten(&v.to_string()));
-        Error::new(Kind::Invalid, format!("config.json: `{key}` must be {expected}, found {found}"))
+        Error::new(Kind::Invalid, format!("{}: `{key}` must be {expected}, found {found}", self.origin))
     }
 
     /// A refusal of the value of `key`, which changes the arithmetic in a way that is not supported.
     pub fn unsupported(&self, key: &str, supported: &str) -> Error {
         let found = self.keys.get(key).map_or("nothing".into(), |v| shorten(&v.to_string()));
-        Error::new(Kind::Unsupported, format!("config.json: `{key}` is {found}; {supported}"))
+        Error::new(Kind::Unsupported, format!("{}: `{key}` is {found}; {supported}", self.origin))
     }
 
     /// Keys with a value that nobody has read and that are not known bookkeeping: they may change the arithmetic.

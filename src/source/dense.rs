@@ -20,6 +20,10 @@ pub trait Dense: Debug + Send + Sync {
     /// The tensor's shape, outermost dimension first; none if there is no such tensor.
     fn shape(&self, name: &str) -> Option<&[usize]>;
 
+    /// Bits that each of the tensor's weights takes as it is stored, scales and zero points included; none if there is no
+    /// such tensor.
+    fn bits(&self, name: &str) -> Option<f64>;
+
     /// Reads `rows` of the outermost dimension into `out`, row-major.
     ///
     /// # Errors
@@ -39,6 +43,10 @@ impl Dense for Tensors {
         Some(&self.get(name)?.shape)
     }
 
+    fn bits(&self, name: &str) -> Option<f64> {
+        Some(self.get(name)?.dtype.bytes() as f64 * 8.0)
+    }
+
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let info = self.get(name).expect("the caller knows that there is this tensor");
         let size = info.dtype.bytes();
@@ -54,10 +62,7 @@ impl Dense for Tensors {
         let finite = out
             .par_chunks_mut(PIECE)
             .zip(bytes.par_chunks(PIECE * size))
-            .map(|(out, bytes)| {
-                widen(bytes, out, simd);
-                out.iter().fold(true, |finite, w| finite & w.is_finite())
-            })
+            .map(|(out, bytes)| widen(bytes, out, simd))
             .reduce(|| true, |a, b| a & b);
         if finite { Ok(()) } else { Err(not_finite(name)) }
     }

@@ -1,11 +1,15 @@
 //! The one place where model files are mapped into memory.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::{Advice, Mmap};
 
 use crate::error::{Error, Kind, Result};
+
+/// The smallest size of a page; where pages are larger, the kernel refuses the question, and the answer is "not known".
+const PAGE: usize = 4096;
 
 /// A read-only map of a whole file.
 #[derive(Debug)]
@@ -30,11 +34,25 @@ impl Map {
     }
 
     /// Asks the kernel to read the range ahead. A hint: failure does not matter.
-    pub fn will_need(&self, range: std::ops::Range<usize>) {
-        if let Some(map) = &self.0 {
+    ///
+    /// Where both ends are in memory already, the rest is taken to be, too: asking would make the kernel look up every
+    /// page, which costs as much as encoding a tenth of the weights.
+    pub fn will_need(&self, range: Range<usize>) {
+        let Some(map) = &self.0 else { return };
+        let Some(last) = range.len().checked_sub(1) else { return };
+        if !(is_resident(map, range.start) && is_resident(map, range.start + last)) {
             let _ = map.advise_range(Advice::WillNeed, range.start, range.len());
         }
     }
+}
+
+/// Whether the page that holds byte `at` is in memory. Not known counts as not.
+fn is_resident(map: &Mmap, at: usize) -> bool {
+    let page = &map[at] as *const u8 as usize & !(PAGE - 1);
+    let mut state = 0u8;
+    // SAFETY: the byte lies in the map, so its page does; the kernel writes one byte for the one page asked for.
+    let done = unsafe { libc::mincore(page as *mut libc::c_void, 1, &raw mut state) };
+    done == 0 && state & 1 == 1
 }
 
 impl std::ops::Deref for Map {

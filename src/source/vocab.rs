@@ -71,6 +71,8 @@ pub struct Vocab {
     pub lowercase: Option<bool>,
     /// Whether the normalizer strips accents, where `tokenizer.json` says so.
     pub strip_accents: Option<bool>,
+    /// Special tokens that take the white space after them. Files do not say it; llama.cpp knows it of some models.
+    pub strip_after: Vec<u32>,
     /// What some families write after everything else, in this order; the values are in the fields above.
     pub late: Vec<Late>,
     /// What the user should know of choices made here (an unknown pre-tokenizer, replaced tokens).

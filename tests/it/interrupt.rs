@@ -1,14 +1,21 @@
 //! A signal in the middle of the work: the right exit code, and nothing left behind.
 
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::Case;
-use crate::support::{arguments, entries, program};
+use crate::support::{arguments, data, entries, program, text};
 
 /// Whether the temporary file of the output is there.
 fn has_started(case: &Case) -> bool {
     entries(&case.out()).iter().any(|name| name.starts_with('.') && name.ends_with(".tmp"))
+}
+
+fn stop(child: &Child, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: the process is our child and has not been waited for, so its id is still its own.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
 #[track_caller]
@@ -26,9 +33,7 @@ fn assert_stops(case: &Case, signal: libc::c_int, format: &[&str]) -> String {
         std::thread::sleep(Duration::from_millis(5));
     }
     std::thread::sleep(Duration::from_millis(50));
-    let pid = libc::pid_t::try_from(child.id()).unwrap();
-    // SAFETY: the process is our child and has not been waited for, so its id is still its own.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    stop(&child, signal);
     let signalled = Instant::now();
     let output = child.wait_with_output().unwrap();
     assert!(signalled.elapsed() < Duration::from_secs(10), "it stops soon");
@@ -37,6 +42,31 @@ fn assert_stops(case: &Case, signal: libc::c_int, format: &[&str]) -> String {
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert_eq!(entries(&case.out()), [""; 0], "nothing is left behind");
     text
+}
+
+#[test]
+fn an_evaluation_can_be_stopped() {
+    let case = Case::large();
+    let mut child = program()
+        .args(["evaluate", &text(&case.model()), "--data", &text(&data("text/evaluation.txt"))])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("Computing") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it never began to compute");
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let signalled = Instant::now();
+    stop(&child, libc::SIGINT);
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(signalled.elapsed() < Duration::from_secs(20), "it stops soon");
+    assert!(rest.contains("interrupted"), "{rest}");
 }
 
 #[test]

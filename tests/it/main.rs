@@ -12,8 +12,12 @@ mod commands;
 mod containers;
 /// The decoder against transformers.
 mod decoder;
+/// Perplexity and KL divergence.
+mod evaluate;
 /// An independent parser of what the program writes.
 mod gguf_file;
+/// GGUF files as models that are computed.
+mod gguf_model;
 /// Digests of llama.cpp's own files.
 mod golden;
 /// Layers that GPTQModel packed.
@@ -45,6 +49,8 @@ mod packed;
 mod packed_file;
 /// Random small models.
 mod property;
+/// What a model has lost, and where.
+mod quality;
 /// Another project's reader.
 mod readers;
 /// The same bytes, however the work is done.

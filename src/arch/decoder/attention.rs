@@ -63,6 +63,17 @@ impl Attention {
         })
     }
 
+    /// The matrices that one of its inputs goes into.
+    pub(super) fn linears(&self, input: Input) -> Vec<(&'static str, &Linear)> {
+        match input {
+            Input::Attention => {
+                vec![("attn_q", &self.query), ("attn_k", &self.key), ("attn_v", &self.value)]
+            }
+            Input::AttentionOutput => vec![("attn_output", &self.output)],
+            _ => Vec::new(),
+        }
+    }
+
     /// `[tokens, hidden]` in and out; the tokens are those of sequences one after the other.
     pub(super) fn forward(
         &self,

@@ -39,6 +39,18 @@ impl Experts {
         })
     }
 
+    /// The matrices that one of its inputs goes into.
+    pub(super) fn linears(&self, input: Input) -> Vec<(&'static str, &Linear)> {
+        let expert = |e: usize| self.experts.get(e).map(FeedForward::linears);
+        match input {
+            Input::Router => vec![("ffn_gate_inp", &self.router)],
+            Input::Expert(e) => expert(e)
+                .map_or(Vec::new(), |[gate, up, _]| vec![("ffn_gate_exps", gate), ("ffn_up_exps", up)]),
+            Input::ExpertDown(e) => expert(e).map_or(Vec::new(), |[.., down]| vec![("ffn_down_exps", down)]),
+            _ => Vec::new(),
+        }
+    }
+
     /// `[tokens, hidden]` in and out.
     pub(super) fn forward(&self, x: &Tensor, layer: usize, tap: &mut dyn Tap) -> Result<Tensor> {
         tap.input(LinearId { layer, input: Input::Router }, x)?;

@@ -52,6 +52,11 @@ impl FeedForward {
         })
     }
 
+    /// Gate, up and down.
+    pub(super) fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
     /// `[tokens, hidden]` in and out. `inputs` are those of gate and up, and of down.
     pub(super) fn forward(
         &self,

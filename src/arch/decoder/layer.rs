@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::attention::Attention;
 use super::experts::Experts;
 use super::feed_forward::FeedForward;
+use super::linear::Linear;
 use super::norm::Norm;
 use super::schedule::LayerKind;
 use super::weights::{At, Weights};
@@ -47,6 +48,21 @@ impl Layer {
             },
             feed_forward_post_norm: weights.norm("blk.{}.post_ffw_norm.weight", at)?,
         })
+    }
+
+    /// The matrices that `input` goes into, under their names in GGUF without layer and ending (`attn_q`); none if the
+    /// layer has no such input. Fused matrices come apart.
+    pub fn linears(&self, input: Input) -> Vec<(&'static str, &Linear)> {
+        match (input, &self.feed_forward) {
+            (Input::Attention | Input::AttentionOutput, _) => self.attention.linears(input),
+            (Input::FeedForward, Part::Dense(part)) => {
+                let [gate, up, _] = part.linears();
+                vec![("ffn_gate", gate), ("ffn_up", up)]
+            }
+            (Input::Down, Part::Dense(part)) => vec![("ffn_down", part.linears()[2])],
+            (_, Part::Dense(_)) => Vec::new(),
+            (_, Part::Experts(part)) => part.linears(input),
+        }
     }
 
     /// The hidden states after this layer: `[sequences, tokens, hidden]` in and out. `tap` sees what goes into the

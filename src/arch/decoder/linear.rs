@@ -6,7 +6,7 @@ use crate::error::Result;
 
 /// `x * weight^T + bias`.
 #[derive(Debug)]
-pub(super) struct Linear {
+pub struct Linear {
     /// `[out, in]`.
     pub(super) weight: Tensor,
     /// `[out]`.
@@ -15,7 +15,10 @@ pub(super) struct Linear {
 
 impl Linear {
     /// `[tokens, in]` in, `[tokens, out]` out.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = x.matmul(&self.weight.t()?)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,

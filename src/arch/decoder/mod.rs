@@ -8,6 +8,7 @@
 mod attention;
 mod experts;
 mod feed_forward;
+mod head;
 mod hidden;
 mod layer;
 mod linear;
@@ -19,13 +20,17 @@ mod softmax;
 mod tap;
 mod weights;
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use super::Model;
 use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
+pub use head::Head;
 pub use hidden::Hidden;
 pub use layer::Layer;
+pub use linear::Linear;
 use rope::Table;
 use schedule::{LayerKind, RopeKind};
 pub use tap::{Input, LinearId, Tap};
@@ -139,33 +144,45 @@ impl<'a> Decoder<'a> {
     }
 
     /// The logits of the last layer's output: `[.., hidden]` in, `[.., vocabulary]` out. The head is read in pieces, so
-    /// that it is never in memory as a whole.
+    /// that it is never in memory as a whole; the logits are.
     ///
     /// # Errors
     /// As [`Decoder::layer`].
     pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        let hyper = &self.model.hyper;
         let hidden = self.norm(hidden)?;
-        let mut shape = hidden.dims().to_vec();
-        let rows = hidden.elem_count() / hyper.hidden;
-        let flat = hidden.reshape((rows, hyper.hidden))?;
+        let pieces = (0..self.vocab())
+            .step_by(HEAD_ROWS)
+            .map(|start| self.head_rows(start..(start + HEAD_ROWS).min(self.vocab()))?.forward(&hidden))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&pieces, hidden.rank() - 1)?)
+    }
+
+    /// Loads the head's rows for some tokens of the vocabulary.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`].
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn head_rows(&self, tokens: Range<usize>) -> Result<Head> {
+        let hyper = &self.model.hyper;
         // transformers computes a tied head from the embedding, whatever else the checkpoint holds.
         let name = if hyper.tied { "token_embd.weight" } else { "output.weight" };
-        let head = self.weights.need(name, At::default())?;
-        let mut pieces = Vec::new();
-        for start in (0..hyper.vocab).step_by(HEAD_ROWS) {
-            let end = (start + HEAD_ROWS).min(hyper.vocab);
-            let weight = self.weights.load(&head, start..end)?;
-            pieces.push(flat.matmul(&weight.t()?)?);
-        }
-        let mut logits = Tensor::cat(&pieces, 1)?;
-        if let Some(cap) = hyper.final_softcap.filter(|_| self.model.spec.arithmetic.soft_caps) {
-            logits = ((logits / cap)?.tanh()? * cap)?;
-        }
-        if let Some(last) = shape.last_mut() {
-            *last = hyper.vocab;
-        }
-        Ok(logits.reshape(shape)?)
+        let found = self.weights.need(name, At::default())?;
+        Ok(Head {
+            weight: self.weights.load(&found, tokens)?,
+            soft_cap: hyper.final_softcap.filter(|_| self.model.spec.arithmetic.soft_caps),
+        })
+    }
+
+    /// Tokens that the head has logits for.
+    pub fn vocab(&self) -> usize {
+        self.model.hyper.vocab
+    }
+
+    /// Width of the hidden states.
+    pub fn hidden(&self) -> usize {
+        self.model.hyper.hidden
     }
 }
 

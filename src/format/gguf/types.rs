@@ -118,7 +118,7 @@ impl GgmlType {
         self.block_len() > 1
     }
 
-    /// Whether this program can write the type. The other ones are known for their sizes only.
+    /// Whether this program can write the type.
     pub fn is_writable(self) -> bool {
         use GgmlType::*;
         matches!(
@@ -140,6 +140,12 @@ impl GgmlType {
                 | TQ1_0
                 | TQ2_0
         )
+    }
+
+    /// Whether this program can decode the type; integers and double precision hold no weights.
+    pub fn is_readable(self) -> bool {
+        use GgmlType::*;
+        !matches!(self, I8 | I16 | I32 | I64 | F64)
     }
 
     /// Bytes that `n` weights take; `None` when `n` is no multiple of the block length or the size overflows.

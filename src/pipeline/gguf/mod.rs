@@ -28,6 +28,7 @@ use crate::source::safetensors::Tensors;
 use crate::source::tokenizer::{self, VocabScheme};
 use metadata::Setting;
 use plan::Planned;
+pub(crate) use plan::RowOrder;
 use report::{Report, Summary, Times};
 use rows::RowSource;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::arch::hyper::RopeScaling;
 use crate::arch::spec::{Heads, Need, TensorRule, Use};
-use crate::arch::{Hyper, Model};
+use crate::arch::{Hyper, Model, llama3_rope};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
 use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
@@ -62,6 +62,17 @@ impl RowOrder {
             RowOrder::Interleave { half } => {
                 let (head, within) = (r / (2 * half), r % (2 * half));
                 head * 2 * half + (within % 2) * half + within / 2
+            }
+        }
+    }
+
+    /// The row that the source row `r` becomes.
+    pub(crate) fn target_row(self, r: usize) -> usize {
+        match self {
+            RowOrder::AsIs => r,
+            RowOrder::Interleave { half } => {
+                let (head, within) = (r / (2 * half), r % (2 * half));
+                head * 2 * half + (within % half) * 2 + within / half
             }
         }
     }
@@ -221,30 +232,9 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Llama 3.1's factors per frequency, as `LlamaModel.generate_extra_tensors` computes them: in float32, since the
-/// frequencies are PyTorch tensors, where a number divided by a tensor is the number times the tensor's reciprocal.
+/// Llama 3.1's factors per frequency.
 fn llama3_factors(h: &Hyper) -> Option<Planned> {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = h.rope.scaling
-    else {
-        return None;
-    };
-    let (factor, low, high, context) =
-        (factor as f32, low_freq_factor as f32, high_freq_factor as f32, original_context as f64);
-    let (low_wavelength, high_wavelength) =
-        ((context / low_freq_factor) as f32, (context / high_freq_factor) as f32);
-    let factors = (0..h.head_dim / 2).map(|i| {
-        let frequency = 1.0 / (h.rope.theta as f32).powf((2 * i) as f32 / h.head_dim as f32);
-        let wavelength = frequency.recip() * std::f64::consts::TAU as f32;
-        if wavelength < high_wavelength {
-            1.0
-        } else if wavelength > low_wavelength {
-            factor
-        } else {
-            let smooth = (wavelength.recip() * context as f32 - low) / (high - low);
-            1.0 / ((1.0 - smooth) / factor + smooth)
-        }
-    });
-    Some(constant("rope_freqs.weight", factors.collect()))
+    Some(constant("rope_freqs.weight", llama3_rope::factors(&h.rope, h.head_dim)?))
 }
 
 /// Phi-3's factors for long and short contexts.
@@ -271,24 +261,7 @@ mod tests {
         let order = RowOrder::Interleave { half: 3 };
         let rows: Vec<usize> = (0..12).map(|r| order.source_row(r)).collect();
         assert_eq!(rows, [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]);
-    }
-
-    #[test]
-    fn llama3_factors_are_those_of_pytorch() {
-        let config = serde_json::json!({"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "num_hidden_layers": 32,
-            "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-            "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}});
-        let model = Model::read(crate::source::config::Config::from_json(config).unwrap(), &[]).unwrap();
-        let Rows::Constant(factors) = llama3_factors(&model.hyper).unwrap().rows else {
-            panic!("factors are constants")
-        };
-        // Bits of what the converter's formula gives with PyTorch 2 for Llama 3.1, where they are neither 1 nor 8.
-        let expected = [1067093717, 1069995594, 1073852189, 1076654894, 1080806094, 1084767238];
-        let bits: Vec<u32> =
-            factors.iter().filter(|f| **f != 1.0 && **f != 8.0).map(|f| f.to_bits()).collect();
-        assert_eq!(bits, expected);
-        assert_eq!((factors.len(), factors[28], factors[35]), (64, 1.0, 8.0));
+        assert!((0..12).all(|r| order.target_row(order.source_row(r)) == r));
     }
 
     #[test]

@@ -166,12 +166,11 @@ impl<'a> RowSource<'a> {
         self.for_pieces(rows.clone(), |bytes| {
             let piece = &mut out[at..at + bytes.len() / dtype.bytes()];
             at += piece.len();
-            finite &= is_finite(dtype.ggml(), bytes);
-            match dtype {
+            finite &= match dtype {
                 FloatType::F32 => blocks::f32_from_le(bytes, piece, simd),
                 FloatType::F16 => blocks::f16_to_f32(bytes, piece, simd),
                 FloatType::BF16 => blocks::bf16_to_f32(bytes, piece, simd),
-            }
+            };
         });
         if !finite {
             return Err(self.not_finite(first, bytemuck::cast_slice(out), FloatType::F32));

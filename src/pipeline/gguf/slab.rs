@@ -5,9 +5,10 @@ use std::ops::Range;
 use super::Target;
 
 /// Weights in one chunk: its float32 rows fit a core's second-level cache.
-const CHUNK: usize = 1 << 16;
-/// Weights in one slab. Three slabs are in flight (one encoded, one waiting, one written), at most 4 bytes a weight.
-const SLAB: usize = 1 << 23;
+const CHUNK: usize = 1 << 15;
+/// Weights in one slab: once encoded, they are still in the last-level cache when they are written. Three slabs are in
+/// flight (one encoded, one waiting, one written), at most 4 bytes a weight.
+const SLAB: usize = 1 << 21;
 
 /// Consecutive rows of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]

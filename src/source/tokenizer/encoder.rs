@@ -1,6 +1,6 @@
 //! Text to token ids, by the `tokenizers` library.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -132,10 +132,17 @@ impl Encoder {
         self.plain.get_vocab_size(true)
     }
 
-    /// Whether both give every token the same id, so that predictions of one can be compared with those of the other.
+    /// Whether both give every token the same id, so that predictions of one can be compared with those of the other. One
+    /// may know more tokens: classes of transformers have some that are in no file, and GGUF holds those too. The mark
+    /// that SentencePiece has for a space counts as one: llama.cpp's converter writes added tokens so.
     pub fn same_vocabulary(&self, other: &Encoder) -> bool {
-        let vocab = |encoder: &Encoder| -> HashMap<String, u32> { encoder.plain.get_vocab(true) };
-        vocab(self) == vocab(other)
+        let vocab = |encoder: &Encoder| -> BTreeMap<u32, String> {
+            let tokens = encoder.plain.get_vocab(true).into_iter();
+            tokens.map(|(text, id)| (id, text.replace('\u{2581}', " "))).collect()
+        };
+        let (one, other) = (vocab(self), vocab(other));
+        let (few, many) = if one.len() <= other.len() { (one, other) } else { (other, one) };
+        !few.is_empty() && few.iter().all(|(id, text)| many.get(id) == Some(text))
     }
 
     /// The tokenizer itself.

@@ -19,6 +19,7 @@ pub(crate) mod json;
 pub mod pre;
 mod pre_table;
 mod proto;
+pub mod rebuild;
 mod sentencepiece;
 mod special;
 
@@ -212,6 +213,7 @@ fn vocab(
         chat_template: special.chat_template,
         lowercase: special.lowercase,
         strip_accents: special.strip_accents,
+        strip_after: Vec::new(),
         late: Vec::new(),
         warnings,
     }

@@ -47,15 +47,54 @@ pub(super) fn read_f16(src: &[u8]) -> f32 {
     f16_to_f32_one(u16::from_le_bytes([src[0], src[1]]))
 }
 
-macro_rules! conversions {
-    ($($(#[$doc:meta])* $vis:vis fn $name:ident($src:ty as $from:ty => $dst:ty as $to:ty) |$v:ident| $e:expr;)*) => {$(
+macro_rules! widenings {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($from:ty) |$v:ident| $e:expr;)*) => {$(
+        $(#[$doc])*
+        /// Returns whether all values are finite; looking for that in the same pass costs next to nothing.
+        ///
+        /// # Panics
+        ///
+        /// If the slices do not hold the same number of values.
+        $vis fn $name(src: &[u8], dst: &mut [f32], simd: Simd) -> bool {
+            struct Each<'a>(&'a [$from], &'a mut [f32], &'a mut u32);
+            impl Kernel for Each<'_> {
+                #[inline(always)]
+                fn run<V: Lanes>(self) {
+                    let mut largest = 0;
+                    for (&$v, out) in self.0.iter().zip(self.1) {
+                        *out = $e;
+                        // Magnitudes have the order of their bits, with infinity and NaN on top.
+                        largest = largest.max(out.to_bits() & 0x7fff_ffff);
+                    }
+                    *self.2 = largest;
+                }
+            }
+            assert!(src.len() == dst.len() * size_of::<$from>(), "sizes do not match");
+            let mut largest = 0;
+            simd.run(Each(bytemuck::cast_slice(src), dst, &mut largest));
+            largest < f32::INFINITY.to_bits()
+        }
+    )*};
+}
+
+widenings! {
+    /// Widens half precision, little-endian as safetensors files hold it.
+    pub fn f16_to_f32([u8; 2]) |v| f16_to_f32_one(u16::from_le_bytes(v));
+    /// Widens bfloat16, little-endian as safetensors files hold it.
+    pub fn bf16_to_f32([u8; 2]) |v| f32::from_bits(u32::from(u16::from_le_bytes(v)) << 16);
+    /// Reads little-endian floats at any alignment.
+    pub fn f32_from_le([u8; 4]) |v| f32::from_le_bytes(v);
+}
+
+macro_rules! narrowings {
+    ($($(#[$doc:meta])* fn $name:ident($to:ty) |$v:ident| $e:expr;)*) => {$(
         $(#[$doc])*
         ///
         /// # Panics
         ///
         /// If the slices do not hold the same number of values.
-        $vis fn $name(src: &[$src], dst: &mut [$dst], simd: Simd) {
-            struct Each<'a>(&'a [$from], &'a mut [$to]);
+        pub(super) fn $name(src: &[f32], dst: &mut [u8], simd: Simd) {
+            struct Each<'a>(&'a [f32], &'a mut [$to]);
             impl Kernel for Each<'_> {
                 #[inline(always)]
                 fn run<V: Lanes>(self) {
@@ -64,24 +103,17 @@ macro_rules! conversions {
                     }
                 }
             }
-            let bytes = size_of_val(src) / size_of::<$from>() * size_of::<$to>();
-            assert!(size_of_val(src) % size_of::<$from>() == 0 && size_of_val(dst) == bytes, "sizes do not match");
-            simd.run(Each(bytemuck::cast_slice(src), bytemuck::cast_slice_mut(dst)));
+            assert!(src.len() * size_of::<$to>() == dst.len(), "sizes do not match");
+            simd.run(Each(src, bytemuck::cast_slice_mut(dst)));
         }
     )*};
 }
 
-conversions! {
-    /// Widens half precision, little-endian as safetensors files hold it.
-    pub fn f16_to_f32(u8 as [u8; 2] => f32 as f32) |v| f16_to_f32_one(u16::from_le_bytes(v));
-    /// Widens bfloat16, little-endian as safetensors files hold it.
-    pub fn bf16_to_f32(u8 as [u8; 2] => f32 as f32) |v| f32::from_bits(u32::from(u16::from_le_bytes(v)) << 16);
-    /// Reads little-endian floats at any alignment.
-    pub fn f32_from_le(u8 as [u8; 4] => f32 as f32) |v| f32::from_le_bytes(v);
+narrowings! {
     /// Writes little-endian floats.
-    pub(super) fn encode_f32(f32 as f32 => u8 as [u8; 4]) |v| v.to_le_bytes();
+    fn encode_f32([u8; 4]) |v| v.to_le_bytes();
     /// Rounds to half precision.
-    pub(super) fn encode_f16(f32 as f32 => u8 as [u8; 2]) |v| f32_to_f16(v).to_le_bytes();
+    fn encode_f16([u8; 2]) |v| f32_to_f16(v).to_le_bytes();
     /// Rounds to bfloat16.
-    pub(super) fn encode_bf16(f32 as f32 => u8 as [u8; 2]) |v| f32_to_bf16(v).to_le_bytes();
+    fn encode_bf16([u8; 2]) |v| f32_to_bf16(v).to_le_bytes();
 }

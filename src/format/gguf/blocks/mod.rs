@@ -8,14 +8,20 @@
 #![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of lanes")]
 
 mod affine32;
+mod codebook;
 #[cfg(test)]
 mod corpus;
 mod difference;
 mod finite;
+mod grids;
 mod half_types;
+mod iq1;
+mod iq2;
+mod iq3;
 mod iq4;
 mod lanes;
 mod levels;
+mod mxfp4;
 mod nearest;
 mod q2_k;
 mod q3_k;
@@ -113,14 +119,14 @@ macro_rules! each_block {
 ///
 /// # Panics
 ///
-/// If `src` is not exactly the bytes of `dst.len()` weights, or the type is not writable.
+/// If `src` is not exactly the bytes of `dst.len()` weights, or the type is not readable.
 pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) {
     assert!(dst.len().is_multiple_of(ty.block_len()), "{} weights in {ty}", dst.len());
     assert_eq!(src.len(), dst.len() / ty.block_len() * ty.block_bytes(), "bytes for {} weights", dst.len());
     match ty {
-        GgmlType::F32 => f32_from_le(src, dst, Simd::best()),
-        GgmlType::F16 => f16_to_f32(src, dst, Simd::best()),
-        GgmlType::BF16 => bf16_to_f32(src, dst, Simd::best()),
+        GgmlType::F32 => drop(f32_from_le(src, dst, Simd::best())),
+        GgmlType::F16 => drop(f16_to_f32(src, dst, Simd::best())),
+        GgmlType::BF16 => drop(bf16_to_f32(src, dst, Simd::best())),
         GgmlType::Q8_0 => each_block!(src, dst, 32, 34, q8_0::decode),
         GgmlType::Q4_0 => each_block!(src, dst, 32, 18, symmetric32::decode::<4>),
         GgmlType::Q5_0 => each_block!(src, dst, 32, 22, symmetric32::decode::<5>),
@@ -133,8 +139,18 @@ pub fn decode(ty: GgmlType, src: &[u8], dst: &mut [f32]) {
         GgmlType::Q6_K => each_block!(src, dst, 256, 210, q6_k::decode),
         GgmlType::IQ4_NL => each_block!(src, dst, 32, 18, iq4::decode_nl),
         GgmlType::IQ4_XS => each_block!(src, dst, 256, 136, iq4::decode_xs),
+        GgmlType::IQ1_S => each_block!(src, dst, 256, 50, iq1::decode_s),
+        GgmlType::IQ1_M => each_block!(src, dst, 256, 56, iq1::decode_m),
+        GgmlType::IQ2_XXS => each_block!(src, dst, 256, 66, iq2::decode_xxs),
+        GgmlType::IQ2_XS => each_block!(src, dst, 256, 74, iq2::decode_xs),
+        GgmlType::IQ2_S => each_block!(src, dst, 256, 82, iq2::decode_s),
+        GgmlType::IQ3_XXS => each_block!(src, dst, 256, 98, iq3::decode_xxs),
+        GgmlType::IQ3_S => each_block!(src, dst, 256, 110, iq3::decode_s),
+        GgmlType::MXFP4 => each_block!(src, dst, 32, 17, mxfp4::decode),
         GgmlType::TQ1_0 => each_block!(src, dst, 256, 54, tq::decode_tq1),
         GgmlType::TQ2_0 => each_block!(src, dst, 256, 66, tq::decode_tq2),
-        _ => panic!("{ty} is not a type that can be read"),
+        GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => {
+            panic!("{ty} is not a type of weights")
+        }
     }
 }

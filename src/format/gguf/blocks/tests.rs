@@ -214,3 +214,22 @@ fn rows_of_broken_blocks_are_refused() {
 fn types_that_are_only_read_are_refused() {
     encode(GgmlType::IQ2_XS, &[0.0; 256], 256, None, &mut [0; 74], Simd::Portable);
 }
+
+/// Eight random blocks of each type that is only read, and what llama.cpp (ggml 0.25.3) decodes them to.
+#[test]
+fn types_that_are_only_read_decode_as_llama_cpp_does() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/blocks");
+    let only_read = GgmlType::all().filter(|ty| ty.is_readable() && !ty.is_writable());
+    let mut count = 0;
+    for ty in only_read {
+        let bytes = std::fs::read(dir.join(format!("{ty}.bin"))).unwrap();
+        let (blocks, expected) = bytes.split_at(8 * ty.block_bytes());
+        let mut decoded = vec![0.0f32; 8 * ty.block_len()];
+        decode(ty, blocks, &mut decoded);
+        let expected: Vec<u32> = expected.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        let found: Vec<u32> = decoded.iter().map(|w| w.to_bits()).collect();
+        assert_eq!(found, expected, "{ty}");
+        count += 1;
+    }
+    assert_eq!(count, 8);
+}

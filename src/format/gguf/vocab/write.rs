@@ -1,6 +1,6 @@
-//! A vocabulary as GGUF keys, in the order in which llama.cpp's converter writes them.
+//! Writes a vocabulary, with keys in the order in which llama.cpp's converter writes them.
 
-use super::metadata::{Array, Metadata, Value};
+use super::super::metadata::{Array, Metadata, Value};
 use crate::source::vocab::{ChatTemplate, Late, Vocab, VocabModel};
 
 /// Sets all keys of the tokenizer.

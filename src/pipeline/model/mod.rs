@@ -1,11 +1,16 @@
 //! A model that can be computed.
 
+pub mod gguf;
 mod packed;
+
+use std::io::Read;
+use std::path::Path;
 
 use crate::arch::Model;
 use crate::arch::decoder::Decoder;
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::format::gguf::reader::MAGIC;
 use crate::progress::Progress;
 use crate::source::dense::Dense;
 use crate::source::safetensors::Tensors;
@@ -28,8 +33,8 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
-    /// Opens a model: a directory in Hugging Face's format, unquantized or in GPTQ or AWQ, or `org/name` on the Hub. Keys of `ignore_config` in its
-    /// `config.json` are accepted whatever they say.
+    /// Opens a model: a GGUF file, a directory in Hugging Face's format (unquantized, GPTQ or AWQ), or `org/name` on the
+    /// Hub. Keys of `ignore_config` in its `config.json` or metadata are accepted whatever they say.
     ///
     /// # Errors
     /// `NotFound` if there is no such model or no tokenizer, `Unsupported` for an architecture that is not known,
@@ -40,6 +45,10 @@ impl OpenModel {
         cancel: &Cancel,
         progress: &dyn Progress,
     ) -> Result<OpenModel> {
+        let path = Path::new(model);
+        if is_gguf(path) {
+            return gguf::open(path, ignore_config, progress);
+        }
         let source = SourceModel::open(model, Need::Weights, cancel, progress)?;
         let (model, weights, format): (Model, Box<dyn Dense>, _) = match packed::open(&source, ignore_config)?
         {
@@ -64,4 +73,15 @@ impl OpenModel {
     pub fn decoder(&self) -> Result<Decoder<'_>> {
         Decoder::new(&self.model, &*self.weights)
     }
+}
+
+/// Whether a path is a file that is GGUF or is named so.
+fn is_gguf(path: &Path) -> bool {
+    let begins = || {
+        let mut magic = [0; MAGIC.len()];
+        std::fs::File::open(path)
+            .and_then(|mut file| file.read_exact(&mut magic))
+            .is_ok_and(|()| magic == *MAGIC)
+    };
+    path.is_file() && (path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || begins())
 }

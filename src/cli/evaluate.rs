@@ -1,0 +1,167 @@
+//! `llm-quantize evaluate MODEL --data FILE`.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::output::{Output, duration, fields, thousands};
+use super::result_file::ResultFile;
+use super::terminal::Terminal;
+use super::{CANCEL, Global};
+use crate::error::{Error, Kind, Result};
+use crate::eval::report::{Comparison, Evaluation};
+use crate::eval::windows;
+use crate::pipeline::evaluate::{Config, Report, TextConfig, evaluate};
+
+/// Measure a model's perplexity on a text, and its KL divergence from a reference
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Directory of a Hugging Face model, or its name on the Hub (org/name)
+    model: String,
+    /// What the model is compared with: usually the one that it was quantized from
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<String>,
+    #[command(flatten)]
+    text: TextArgs,
+    /// Write the result as JSON into a file too
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Overwrite the file if it exists
+    #[arg(long)]
+    force: bool,
+    /// Exit with 11 if the perplexity is larger
+    #[arg(long, value_name = "X")]
+    max_ppl: Option<f64>,
+    /// Exit with 11 if the mean KL divergence (nats) is larger
+    #[arg(long, value_name = "X", requires = "reference")]
+    max_kld: Option<f64>,
+    /// Accept a key of config.json that is not understood; may be repeated
+    #[arg(long, value_name = "KEY")]
+    ignore_config: Vec<String>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  llm-quantize evaluate ./Llama-3.1-8B --data wiki.test.raw
+  llm-quantize evaluate ./Llama-3.1-8B --data wiki.test.raw --protocol llama.cpp --chunks 32
+  llm-quantize evaluate ./Llama-3.1-8B-4bit --reference ./Llama-3.1-8B --data wiki.test.raw --max-kld 0.05
+
+Perplexities can be compared only if text, protocol and window are the same.";
+
+/// A text, and how it is cut.
+#[derive(Debug, clap::Args)]
+pub(super) struct TextArgs {
+    /// Text to evaluate on, UTF-8
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// How the text is cut, and what is scored
+    #[arg(long, value_enum, default_value_t = Protocol::Full)]
+    protocol: Protocol,
+    /// Tokens in each window [default: 2048 for full, 512 for llama.cpp, or the model's context if that is shorter]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    ctx: Option<u32>,
+    /// At most this many windows, from the beginning of the text [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    /// Windows back to back, every next token scored, as in the tables of papers
+    Full,
+    /// As llama-perplexity: BOS before each window, its second half scored
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+}
+
+impl TextArgs {
+    pub(super) fn config(&self) -> TextConfig {
+        TextConfig {
+            data: self.data.clone(),
+            protocol: match self.protocol {
+                Protocol::Full => windows::Protocol::Full,
+                Protocol::LlamaCpp => windows::Protocol::LlamaCpp,
+            },
+            ctx: self.ctx.map(|n| n as usize),
+            chunks: self.chunks.map(|n| n as usize),
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
+    let file = args.output.as_deref().map(|path| ResultFile::new(path, args.force)).transpose()?;
+    let config = Config {
+        model: args.model.clone(),
+        reference: args.reference.clone(),
+        text: args.text.config(),
+        ignore_config: args.ignore_config.clone(),
+        threads: global.threads(),
+    };
+    let report = evaluate(&config, &CANCEL, terminal)?;
+    if let Some(file) = file {
+        file.write_json(&report)?;
+    }
+    let verdict = judge(args, &report.evaluation);
+    if verdict.is_err() && output.is_json() {
+        // One object holds both what was measured and what is wrong with it.
+        return verdict.map_err(|e| e.details(&report));
+    }
+    output.result(&report, &describe(&report));
+    verdict
+}
+
+/// # Errors
+/// `Quality` if the model is worse than asked for.
+fn judge(args: &Args, found: &Evaluation) -> Result<()> {
+    let worse = |what: &str, found: f64, option: &str, limit: f64| {
+        Err(Error::new(Kind::Quality, format!("the {what} is {found:.6}, larger than {option} {limit}"))
+            .hint("Quantize with more bits, smaller groups or better calibration data."))
+    };
+    // Written so that what cannot be compared is too large.
+    if let Some(limit) = args.max_ppl.filter(|limit| !(found.perplexity <= *limit)) {
+        return worse("perplexity", found.perplexity, "--max-ppl", limit);
+    }
+    let kl = found.comparison.as_ref().map_or(f64::NAN, |c| c.kl_divergence);
+    if let Some(limit) = args.max_kld.filter(|limit| !(kl <= *limit)) {
+        return worse("mean KL divergence", kl, "--max-kld", limit);
+    }
+    Ok(())
+}
+
+fn describe(report: &Report) -> String {
+    let mut rows = vec![("Model", format!("{} ({})", report.model, report.format))];
+    if let (Some(name), Some(format)) = (&report.reference, report.reference_format) {
+        rows.push(("Reference", format!("{name} ({format})")));
+    }
+    rows.push(("Data", report.data.clone()));
+    rows.extend(figures(&report.evaluation));
+    rows.push(("Time", duration(report.duration_seconds)));
+    fields(&rows)
+}
+
+/// The figures of an evaluation and what they are called.
+pub(super) fn figures(found: &Evaluation) -> Vec<(&'static str, String)> {
+    let windows = thousands(found.windows as u64);
+    let tokens = thousands(found.tokens as u64);
+    let protocol = found.protocol.name();
+    let mut rows = vec![
+        ("Protocol", format!("{protocol}: {windows} windows of {} tokens, {tokens} scored", found.ctx)),
+        ("Perplexity", format!("{:.4} ± {:.4}", found.perplexity, found.perplexity_stderr)),
+    ];
+    rows.extend(found.comparison.iter().flat_map(comparison));
+    rows
+}
+
+fn comparison(c: &Comparison) -> Vec<(&'static str, String)> {
+    let p = &c.kl_divergence_percentiles;
+    let (agreement, stderr) = (100.0 * c.top1_agreement, 100.0 * c.top1_agreement_stderr);
+    vec![
+        ("  of reference", format!("{:.4} ± {:.4}", c.reference_perplexity, c.reference_perplexity_stderr)),
+        ("  ratio", format!("{:.6} ± {:.6}", c.perplexity_ratio, c.perplexity_ratio_stderr)),
+        ("KL divergence", format!("{:.6} ± {:.6} nats", c.kl_divergence, c.kl_divergence_stderr)),
+        ("  50, 90, 95 %", format!("{:.6}, {:.6}, {:.6}", p.p50, p.p90, p.p95)),
+        ("  99 %, maximum", format!("{:.6}, {:.6}", p.p99, c.kl_divergence_max)),
+        ("Top-1 agreement", format!("{agreement:.3} ± {stderr:.3} %")),
+    ]
+}
