@@ -1,3 +1,7 @@
-//! What calibration data says about a model.
+//! What calibration data says about a model, and the data itself: data sets, rows of tokens, importance matrices.
 
+pub mod builtin;
+pub mod dataset;
 pub mod imatrix;
+pub mod random;
+pub mod rows;

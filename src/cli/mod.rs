@@ -1,6 +1,7 @@
 //! The command line: arguments in, text or JSON out. The only place that prints.
 
 mod analyze;
+pub mod data;
 mod evaluate;
 mod info;
 mod output;

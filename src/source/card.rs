@@ -11,7 +11,7 @@ use crate::error::Result;
 use front_matter::Yaml;
 use model_id::{ModelId, title};
 
-mod front_matter;
+pub(super) mod front_matter;
 mod model_id;
 mod size;
 

@@ -51,7 +51,7 @@ pub(crate) struct HubServer {
 }
 
 impl HubServer {
-    /// Starts a server that has the model `org/tiny`.
+    /// Starts a server that has these files, as the model `org/tiny` and as the data set `org/text`.
     pub(crate) fn start(files: &[(&str, Vec<u8>)]) -> HubServer {
         let files = files.iter().map(|(name, content)| (name.to_string(), content.clone())).collect();
         let state = Arc::new(Mutex::new(State { files, ..State::default() }));
@@ -146,7 +146,7 @@ fn send(mut stream: &TcpStream, request: &Request, answer: &Answer) -> std::io::
 }
 
 fn hub(state: &mut State, request: &Request, storage_address: &str) -> Answer {
-    let target = request.target.split('?').next().unwrap_or_default();
+    let (target, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     let not_found = |code: &str| Answer::new(404, "{}").with("X-Error-Code", code);
     if let Some(rest) = target.strip_prefix("/api/models/org/tiny") {
         return match rest.split('/').collect::<Vec<_>>()[..] {
@@ -158,7 +158,17 @@ fn hub(state: &mut State, request: &Request, storage_address: &str) -> Answer {
             _ => not_found("RevisionNotFound"),
         };
     }
-    let Some(path) = target.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")) else {
+    if let Some(rest) = target.strip_prefix("/api/datasets/org/text") {
+        return match rest.split('/').collect::<Vec<_>>()[..] {
+            [""] | ["", "revision", "main" | "v1" | COMMIT] => {
+                Answer::new(200, format!(r#"{{"_id":"2","id":"org/text","sha":"{COMMIT}"}}"#))
+            }
+            ["", "tree", COMMIT] if query.contains("recursive=true") => Answer::new(200, all_files(state)),
+            _ => not_found("RevisionNotFound"),
+        };
+    }
+    let of = |repo: &str| target.strip_prefix(&format!("/{repo}/resolve/{COMMIT}/"));
+    let Some(path) = of("org/tiny").or_else(|| of("datasets/org/text")) else {
         return not_found("RepoNotFound");
     };
     if state.gated && request.authorization.as_deref() != Some(&format!("Bearer {TOKEN}")) {
@@ -207,8 +217,6 @@ fn tree(state: &State, folder: &str) -> String {
     let mut folders = Vec::new();
     let mut entries = Vec::new();
     for (path, content) in &state.files {
-        let quoted = format!("{path:?}");
-        let hash = sha256(content);
         match path.rsplit_once('/').filter(|_| !path.contains("..") && !path.starts_with('/')) {
             Some((parent, _)) if parent != folder => {
                 if folder.is_empty() && !folders.contains(&parent) {
@@ -217,19 +225,28 @@ fn tree(state: &State, folder: &str) -> String {
                 }
             }
             None if !folder.is_empty() => {}
-            _ => entries.push(format!(
-                r#"{{"type":"file","oid":"{}","size":{},"path":{quoted}{}}}"#,
-                &hash[..40],
-                state.announced.filter(|_| is_large(path)).unwrap_or(content.len() as u64),
-                if is_large(path) { r#","lfs":{"oid":"x","size":1,"pointerSize":1}"# } else { "" },
-            )),
+            _ => entries.push(file(state, path, content)),
         }
     }
     format!("[{}]", entries.join(","))
 }
 
+fn all_files(state: &State) -> String {
+    let files: Vec<String> = state.files.iter().map(|(path, content)| file(state, path, content)).collect();
+    format!("[{}]", files.join(","))
+}
+
+fn file(state: &State, path: &str, content: &[u8]) -> String {
+    format!(
+        r#"{{"type":"file","oid":"{}","size":{},"path":{path:?}{}}}"#,
+        &sha256(content)[..40],
+        state.announced.filter(|_| is_large(path)).unwrap_or(content.len() as u64),
+        if is_large(path) { r#","lfs":{"oid":"x","size":1,"pointerSize":1}"# } else { "" },
+    )
+}
+
 fn is_large(path: &str) -> bool {
-    path.ends_with(".safetensors")
+    path.ends_with(".safetensors") || path.ends_with(".parquet")
 }
 
 pub(crate) fn sha256(content: &[u8]) -> String {

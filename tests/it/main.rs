@@ -10,6 +10,11 @@ mod checkpoint;
 mod commands;
 /// GPTQ and AWQ directories.
 mod containers;
+/// Calibration data: files and data sets to rows of tokens.
+mod data;
+/// Data sets from a Hub on this machine.
+#[cfg(feature = "hub")]
+mod data_hub;
 /// The decoder against transformers.
 mod decoder;
 /// Perplexity and KL divergence.

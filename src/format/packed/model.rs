@@ -289,6 +289,16 @@ impl Dense for PackedModel {
         }
     }
 
+    fn bits(&self, name: &str) -> Option<f64> {
+        match self.linears.get(name) {
+            Some(linear) => {
+                let [n, k] = linear.shape;
+                Some(self.stored_bytes(linear) as f64 * 8.0 / (n as f64 * k as f64))
+            }
+            None => self.tensors.bits(name),
+        }
+    }
+
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let Some(linear) = self.linears.get(name) else { return self.tensors.read(name, rows, out) };
         let in_features = linear.shape[1];

@@ -11,7 +11,7 @@ use crate::source::tokenizer::json::read_bytes;
 
 /// A YAML value. A key that is there twice has its last value, as readers of model cards take it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Yaml {
+pub(in crate::source) enum Yaml {
     Null,
     /// A boolean or number, as text.
     Plain(String),
@@ -22,18 +22,18 @@ pub(super) enum Yaml {
 
 impl Yaml {
     /// The value of a key, which may be null.
-    pub(super) fn entry(&self, key: &str) -> Option<&Yaml> {
+    pub(in crate::source) fn entry(&self, key: &str) -> Option<&Yaml> {
         let Yaml::Map(entries) = self else { return None };
         entries.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v)
     }
 
     /// The value of a key, unless that is null.
-    pub(super) fn get(&self, key: &str) -> Option<&Yaml> {
+    pub(in crate::source) fn get(&self, key: &str) -> Option<&Yaml> {
         self.entry(key).filter(|v| **v != Yaml::Null)
     }
 
     /// The value as text. The converter fails at one that is a number.
-    pub(super) fn scalar(&self) -> Option<String> {
+    pub(in crate::source) fn scalar(&self) -> Option<String> {
         match self {
             Yaml::Str(text) | Yaml::Plain(text) => Some(text.clone()),
             _ => None,
@@ -99,7 +99,7 @@ impl<'de> Deserialize<'de> for Yaml {
 }
 
 /// The front matter of `README.md` in `dir`; null if there is none or it is broken.
-pub(super) fn load(dir: &Path, warnings: &mut Vec<String>) -> Result<Yaml> {
+pub(in crate::source) fn load(dir: &Path, warnings: &mut Vec<String>) -> Result<Yaml> {
     let path = dir.join("README.md");
     let Some(bytes) = read_bytes(&path)? else { return Ok(Yaml::Null) };
     let text = String::from_utf8_lossy(&bytes);

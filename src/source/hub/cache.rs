@@ -6,19 +6,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::listing::{RemoteFile, is_safe};
-use super::{HubId, is_commit};
+use super::{HubId, RepoKind, is_commit};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
-/// One model's part of the cache.
+/// One repository's part of the cache.
 pub(super) struct Cache {
     root: PathBuf,
     locks: PathBuf,
 }
 
 impl Cache {
-    pub(super) fn new(cache: &Path, id: &HubId) -> Cache {
-        let folder = format!("models--{}", id.repo.replace('/', "--"));
+    pub(super) fn new(cache: &Path, id: &HubId, kind: RepoKind) -> Cache {
+        let folder = format!("{}s--{}", kind.folder(), id.repo.replace('/', "--"));
         Cache { locks: cache.join(".locks").join(&folder), root: cache.join(folder) }
     }
 

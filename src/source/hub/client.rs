@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
+use hf_hub::repository::{RepoTreeEntry, RepoTypeDataset, RepoTypeModel};
 use hf_hub::{HFClient, HFError, HFRepositorySync, HFResult};
 use reqwest::blocking::Response;
 use reqwest::header::{ACCEPT_ENCODING, ETAG, HeaderMap, LOCATION, RANGE, RETRY_AFTER, USER_AGENT};
@@ -10,7 +10,7 @@ use reqwest::{Method, StatusCode, Url};
 
 use super::listing::{Content, RemoteFile, TEMPLATES};
 use super::refusal::{Asked, Refusal, root};
-use super::{HubConfig, HubId, is_commit};
+use super::{HubConfig, HubId, RepoKind, is_commit};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
@@ -24,6 +24,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
 /// More entries than that in the root of a model's repository are no model.
 const MAX_ENTRIES: usize = 10_000;
+/// Of the largest data sets no more files are seen than that.
+const MAX_DATA_ENTRIES: usize = 100_000;
 
 /// Why a request gave nothing.
 pub(super) enum Failure {
@@ -33,19 +35,29 @@ pub(super) enum Failure {
     Passing(Error, Option<Duration>),
 }
 
-/// The Hub, as far as one model is concerned.
+/// The Hub, as far as one repository is concerned.
 pub(super) struct Client<'a> {
     pub(super) config: &'a HubConfig,
     pub(super) id: &'a HubId,
     cancel: &'a Cancel,
     endpoint: Url,
-    repository: HFRepositorySync<RepoTypeModel>,
+    repository: Repository,
     http: reqwest::blocking::Client,
 }
 
+enum Repository {
+    Model(HFRepositorySync<RepoTypeModel>),
+    Dataset(HFRepositorySync<RepoTypeDataset>),
+}
+
 impl<'a> Client<'a> {
-    pub(super) fn new(config: &'a HubConfig, id: &'a HubId, cancel: &'a Cancel) -> Result<Self> {
-        let asked = Asked { id, config };
+    pub(super) fn new(
+        config: &'a HubConfig,
+        id: &'a HubId,
+        kind: RepoKind,
+        cancel: &'a Cancel,
+    ) -> Result<Self> {
+        let asked = Asked { id, config, kind };
         let endpoint = Url::parse(&config.endpoint)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -87,29 +99,49 @@ impl<'a> Client<'a> {
         }
         let client = builder.build_sync().map_err(|e| asked.failed(e))?;
         let (org, name) = hf_hub::split_id(&id.repo);
-        Ok(Client { config, id, cancel, endpoint, repository: client.model(org, name), http })
+        let repository = match kind {
+            RepoKind::Model => Repository::Model(client.model(org, name)),
+            RepoKind::Dataset => Repository::Dataset(client.dataset(org, name)),
+        };
+        Ok(Client { config, id, cancel, endpoint, repository, http })
     }
 
     pub(super) fn asked(&self) -> Asked<'_> {
-        Asked { id: self.id, config: self.config }
+        Asked { id: self.id, config: self.config, kind: self.kind() }
+    }
+
+    fn kind(&self) -> RepoKind {
+        match self.repository {
+            Repository::Model(_) => RepoKind::Model,
+            Repository::Dataset(_) => RepoKind::Dataset,
+        }
     }
 
     /// The commit that the revision is now.
     pub(super) fn commit(&self) -> Result<String> {
-        let info = self.query(|| {
-            let revision = self.id.revision.clone();
-            self.repository.info().maybe_revision(revision).expand(vec!["sha".into()]).send()
+        let sha = self.query(|| {
+            let (revision, sha) = (self.id.revision.clone(), vec!["sha".into()]);
+            Ok(match &self.repository {
+                Repository::Model(model) => model.info().maybe_revision(revision).expand(sha).send()?.sha,
+                Repository::Dataset(data) => data.info().maybe_revision(revision).expand(sha).send()?.sha,
+            })
         })?;
-        info.sha
-            .filter(|sha| is_commit(sha))
-            .ok_or_else(|| self.asked().strange("no commit for the revision"))
+        sha.filter(|sha| is_commit(sha)).ok_or_else(|| self.asked().strange("no commit for the revision"))
     }
 
-    /// What lies in the root of the repository and in its folder of chat templates.
+    /// What lies in the root of a model's repository and in its folder of chat templates; all that a data set has.
     pub(super) fn files(&self, commit: &str) -> Result<Vec<RepoTreeEntry>> {
+        let model = match &self.repository {
+            Repository::Model(model) => model,
+            Repository::Dataset(data) => {
+                return self.query(|| {
+                    data.list_tree().revision(commit).recursive(true).limit(MAX_DATA_ENTRIES).send()
+                });
+            }
+        };
         let list = |folder: Option<&str>| {
             self.query(|| {
-                let list = self.repository.list_tree().revision(commit).limit(MAX_ENTRIES);
+                let list = model.list_tree().revision(commit).limit(MAX_ENTRIES);
                 list.maybe_path_in_repo(folder).send()
             })
         };
@@ -157,6 +189,7 @@ impl<'a> Client<'a> {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments
                 .pop_if_empty()
+                .extend(self.kind().address())
                 .extend(self.id.repo.split('/'))
                 .extend(["resolve", commit])
                 .extend(path.split('/'));

@@ -68,6 +68,29 @@ fn is_name(part: &str) -> bool {
     !matches!(part, "" | "." | "..")
 }
 
+/// All files of a data set. Whether a name [`is_safe`] is checked again where a file is chosen.
+///
+/// # Errors
+/// `Invalid` if one has a name that leads out of the directory that it would be put into.
+pub(super) fn all(id: &HubId, entries: Vec<RepoTreeEntry>) -> Result<Vec<RemoteFile>> {
+    let mut files = Vec::new();
+    for entry in entries {
+        let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry else { continue };
+        if !path.split('/').all(is_name) {
+            return Err(unsafe_name(id, &path));
+        }
+        let content = if lfs.is_some() { Content::Large } else { Content::Git(oid) };
+        files.push(RemoteFile { path, size, content });
+    }
+    Ok(files)
+}
+
+/// The error for a name that cannot be one of a file in the cache.
+pub(super) fn unsafe_name(id: &HubId, path: &str) -> Error {
+    Error::new(Kind::Invalid, format!("{id} lists a file with the unsafe name {path:?}"))
+        .hint("Do not trust this repository, or the server in HF_ENDPOINT.")
+}
+
 /// The files of `entries` that quantization needs, small ones first.
 ///
 /// Names that lead out of the directory are an error wherever they are. Other odd ones are if the file is needed.
@@ -77,11 +100,7 @@ pub(super) fn select(id: &HubId, entries: Vec<RepoTreeEntry>) -> Result<Vec<Remo
     for entry in entries {
         let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry else { continue };
         if !path.split('/').all(is_name) || (is_wanted(&path) && !is_safe(&path)) {
-            return Err(Error::new(
-                Kind::Invalid,
-                format!("{id} lists a file with the unsafe name {path:?}"),
-            )
-            .hint("Do not trust this repository, or the server in HF_ENDPOINT."));
+            return Err(unsafe_name(id, &path));
         }
         if is_wanted(&path) {
             let content = if lfs.is_some() { Content::Large } else { Content::Git(oid) };

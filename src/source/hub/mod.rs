@@ -1,11 +1,13 @@
-//! Models by their name on the Hugging Face Hub, kept in the cache that all Hugging Face tools share.
+//! Models and data sets by their name on the Hugging Face Hub, kept in the cache that all Hugging Face tools share.
 //!
 //! hf-hub answers what a repository holds. The files themselves are fetched here, because hf-hub neither goes on
 //! with a broken download nor checks what it received, and drops the sha256 that the Hub gives for each large file.
 
 mod cache;
 mod client;
+mod dataset;
 mod fetch;
+mod layout;
 mod listing;
 mod refusal;
 
@@ -20,7 +22,38 @@ use crate::progress::Progress;
 use cache::Cache;
 use client::Client;
 
-/// A model on the Hub: `org/name`, at a branch, tag or commit.
+pub use dataset::RemoteDataset;
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RepoKind {
+    Model,
+    Dataset,
+}
+
+impl RepoKind {
+    fn noun(self) -> &'static str {
+        match self {
+            RepoKind::Model => "model",
+            RepoKind::Dataset => "data set",
+        }
+    }
+
+    /// What its folder in the cache begins with, without the plural.
+    fn folder(self) -> &'static str {
+        match self {
+            RepoKind::Model => "model",
+            RepoKind::Dataset => "dataset",
+        }
+    }
+
+    /// What stands before its name in addresses.
+    fn address(self) -> Option<&'static str> {
+        (self == RepoKind::Dataset).then_some("datasets")
+    }
+}
+
+/// A repository on the Hub: `org/name`, at a branch, tag or commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubId {
     /// `org/name`.
@@ -30,7 +63,7 @@ pub struct HubId {
 }
 
 impl HubId {
-    /// Reads `org/name` or `org/name@revision`; `None` for whatever cannot be the name of a model on the Hub.
+    /// Reads `org/name` or `org/name@revision`; `None` for whatever cannot be a name on the Hub.
     pub fn parse(text: &str) -> Option<HubId> {
         let (repo, revision) = match text.split_once('@') {
             Some((repo, revision)) => (repo, Some(revision)),
@@ -161,9 +194,9 @@ pub fn download(
     if config.offline {
         return cached(config, id);
     }
-    let client = Client::new(config, id, cancel)?;
+    let client = Client::new(config, id, RepoKind::Model, cancel)?;
     let commit = client.commit()?;
-    let cache = Cache::new(&config.cache, id);
+    let cache = Cache::new(&config.cache, id, RepoKind::Model);
     let mut files = listing::select(id, client.files(&commit)?)?;
     files.retain(|file| want == Want::Model || !file.is_weights());
     files.retain(|file| !cache.has(&commit, file));
@@ -181,7 +214,7 @@ pub fn download(
 
 /// The directory of a model that is wholly in the cache, found without any network access.
 pub fn cached(config: &HubConfig, id: &HubId) -> Result<PathBuf> {
-    let cache = Cache::new(&config.cache, id);
+    let cache = Cache::new(&config.cache, id, RepoKind::Model);
     let complete = match is_commit(id.revision()) {
         true => cache.complete_snapshot(id.revision()),
         false => cache.read_ref(id.revision()).and_then(|commit| cache.complete_snapshot(&commit)),

@@ -2,13 +2,14 @@
 
 use hf_hub::HFError;
 
-use super::{HubConfig, HubId};
+use super::{HubConfig, HubId, RepoKind};
 use crate::error::{Error, Kind};
 
 /// Who asked for what: enough to say what an answer means.
 pub(super) struct Asked<'a> {
     pub(super) id: &'a HubId,
     pub(super) config: &'a HubConfig,
+    pub(super) kind: RepoKind,
 }
 
 /// The part of an answer that tells why the Hub refuses.
@@ -22,7 +23,9 @@ pub(super) struct Refusal<'a> {
 
 impl Asked<'_> {
     fn page(&self) -> String {
-        format!("{}/{}", self.config.endpoint.trim_end_matches('/'), self.id.repo)
+        let mut page = self.config.endpoint.trim_end_matches('/').to_owned();
+        page.extend(self.kind.address().map(|part| format!("/{part}")));
+        page + "/" + &self.id.repo
     }
 
     /// The error for an answer that is no success.
@@ -69,8 +72,9 @@ impl Asked<'_> {
     }
 
     fn no_repo(&self) -> Error {
-        Error::new(Kind::NotFound, format!("there is no model {} at {}", self.id.repo, self.config.endpoint))
-            .hint("Check the name: organization/model, as in the address of its page.")
+        let (noun, repo, endpoint) = (self.kind.noun(), &self.id.repo, &self.config.endpoint);
+        Error::new(Kind::NotFound, format!("there is no {noun} {repo} at {endpoint}"))
+            .hint("Check the name: organization/name, as in the address of its page.")
     }
 
     fn no_revision(&self) -> Error {
@@ -84,7 +88,7 @@ impl Asked<'_> {
         Error::new(Kind::Other, format!("cannot reach the Hub at {}: {}", self.config.endpoint, root(cause)))
             .hint(
                 "Check the connection and HF_ENDPOINT, set HF_HUB_OFFLINE=1 to use the cache, \
-             or pass a local directory.",
+             or pass a local path.",
             )
     }
 

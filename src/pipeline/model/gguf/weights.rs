@@ -145,6 +145,11 @@ impl Dense for Weights {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    fn bits(&self, name: &str) -> Option<f64> {
+        let ty = self.entries.get(name)?.ty;
+        Some(ty.block_bytes() as f64 * 8.0 / ty.block_len() as f64)
+    }
+
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let entry = self.entry(name);
         assert!(rows.end <= entry.shape[0], "rows {rows:?} of {name}, which has {}", entry.shape[0]);

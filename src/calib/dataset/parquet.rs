@@ -1,0 +1,117 @@
+//! Parquet files: one column of text or of conversations.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::path::Path;
+use std::sync::{Arc, Once};
+
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use parquet::schema::types::Type;
+use serde_json::{Map, Value};
+
+use super::Sink;
+use super::record::{COLUMNS, Place, of_column};
+use crate::error::{Error, Result};
+
+/// The samples of a `.parquet` file.
+pub(super) fn records(
+    path: &Path,
+    name: &str,
+    column: Option<&str>,
+    sink: &mut Sink<'_>,
+) -> Result<ControlFlow<()>> {
+    let place = Place { file: name, at: None };
+    let file = File::open(path).map_err(|e| Error::io(format!("cannot open {name}"), e))?;
+    let reader = guarded(&place, || SerializedFileReader::new(file))?;
+    let schema = reader.metadata().file_metadata().schema();
+    let names = || schema.get_fields().iter().map(|field| field.name());
+    let chosen = match column {
+        Some(column) => names().find(|name| *name == column),
+        None => COLUMNS.into_iter().find(|known| names().any(|name| name == *known)),
+    };
+    let chosen = chosen.ok_or_else(|| place.no_column(column, names()))?.to_owned();
+    let field = schema.get_fields().iter().find(|field| field.name() == chosen);
+    let fields: Vec<Arc<Type>> = field.cloned().into_iter().collect();
+    let mut rows = guarded(&place, || {
+        let only = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
+        reader.get_row_iter(Some(only))
+    })?;
+    for i in 1.. {
+        let Some(row) = guarded(&place, || rows.next().transpose())? else { break };
+        let place = Place { file: name, at: Some(("row", i)) };
+        for (_, field) in row.get_column_iter() {
+            let flow = sink(of_column(&chosen, value(field, &place)?, &place)?)?;
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+thread_local! {
+    /// Whether a panic on this thread is expected and says nothing.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a part of the library, which panics at some damaged files. That is an error of the file like any other.
+fn guarded<T>(place: &Place<'_>, part: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                print(panic);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    // What was half done is dropped with the reader.
+    let done = catch_unwind(AssertUnwindSafe(part));
+    GUARDED.set(false);
+    let broken = || place.invalid("no intact Parquet file").hint("Fetch or write the file again.");
+    match done {
+        Ok(done) => done.map_err(|e| broken().because(e)),
+        Err(_) => Err(broken()),
+    }
+}
+
+fn value(field: &Field, place: &Place<'_>) -> Result<Value> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(v) => Value::from(*v),
+        Field::Byte(v) => Value::from(*v),
+        Field::Short(v) => Value::from(*v),
+        Field::Int(v) => Value::from(*v),
+        Field::Long(v) => Value::from(*v),
+        Field::UByte(v) => Value::from(*v),
+        Field::UShort(v) => Value::from(*v),
+        Field::UInt(v) => Value::from(*v),
+        Field::ULong(v) => Value::from(*v),
+        Field::Float(v) => Value::from(*v),
+        Field::Double(v) => Value::from(*v),
+        Field::Str(text) => Value::from(text.as_str()),
+        // Some writers do not say that a column of bytes is text.
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Value::from(text),
+            Err(e) => {
+                return Err(place.invalid(format!("the text is not UTF-8 at its byte {}", e.valid_up_to())));
+            }
+        },
+        Field::Group(row) => {
+            let mut object = Map::new();
+            for (name, field) in row.get_column_iter() {
+                object.insert(name.clone(), value(field, place)?);
+            }
+            Value::Object(object)
+        }
+        Field::ListInternal(list) => {
+            list.elements().iter().map(|field| value(field, place)).collect::<Result<Vec<_>>>()?.into()
+        }
+        other => return Err(place.invalid(format!("a value of a kind that is no text: {other}"))),
+    })
+}

@@ -1,0 +1,456 @@
+//! Text to rows of tokens, all of one length.
+//!
+//! Samples are tokenised one by one and put one after the other; the stream is cut into back-to-back windows of `seq_len`
+//! tokens, and what is left at the end is dropped. So no token is padding, no short sample is lost, and a plain text file
+//! gives its windows in order, as GPTQ's and llama.cpp's tools cut them.
+//!
+//! Where the model wants BOS before a text, each sample begins with it and each row begins with it too: a row stands at
+//! position 0, where the model has never seen anything else. llama.cpp's `imatrix` overwrites the first token of a window
+//! instead; here the token moves to position 1 and none is lost. Where the model wants no BOS, texts are separated by an
+//! empty line. A conversation is as the chat template writes it, and nothing is put before it.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::dataset::chat::ChatTemplate;
+use super::dataset::{Dataset, Sample};
+use super::random::Reservoir;
+use crate::cancel::Cancel;
+use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
+use crate::source::tokenizer::encoder::Encoder;
+
+/// How many rows are taken where none are asked for.
+pub const DEFAULT_ROWS: usize = 256;
+/// How long rows are where no length is asked for, unless the model's context is shorter.
+pub const DEFAULT_SEQ_LEN: usize = 2048;
+/// A text longer than this is tokenised in pieces, cut after a line's end, to bound time and memory.
+const PIECE: usize = 4 << 20;
+
+/// Rows of tokens to calibrate with, and where they are from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The token ids; every row has exactly `record.seq_len`.
+    pub rows: Vec<Vec<u32>>,
+    /// What the output says of them.
+    pub record: DataRecord,
+}
+
+/// What the output of a quantization says of the data that it was calibrated with: enough to prove that two runs had the
+/// same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DataRecord {
+    /// The file's or directory's own name, the data set's name on the Hub, or `built-in`.
+    pub source: String,
+    /// The data set's commit on the Hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The data set's configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// The data set's split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    /// Of the token ids, row by row, each as 4 bytes, the lowest first; in hexadecimal digits.
+    pub sha256: String,
+    /// Number of rows.
+    pub rows: usize,
+    /// Tokens in each row.
+    pub seq_len: usize,
+    /// Tokens in all rows.
+    pub tokens: usize,
+    /// The seed of the draw; none if the first rows were taken.
+    pub seed: Option<u64>,
+}
+
+/// Which rows are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Want {
+    /// How many; none is [`DEFAULT_ROWS`] or as many as there are.
+    pub rows: Option<usize>,
+    /// Tokens in each; none is [`DEFAULT_SEQ_LEN`] or the model's context.
+    pub seq_len: Option<usize>,
+    /// None takes the first rows, of the built-in text some from all over it. A seed draws rows from the whole data, without replacement, and keeps their order.
+    /// Of a data set of several files on the Hub it shuffles the files, and no more are read than have rows enough.
+    pub seed: Option<u64>,
+}
+
+/// What the model can take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The longest row, in tokens.
+    pub context: usize,
+    /// Rows of the embedding: every token id is below.
+    pub vocab: usize,
+}
+
+impl Rows {
+    /// Cuts rows out of a data set.
+    ///
+    /// # Errors
+    /// `Usage` for a length that the model cannot take, or no rows wanted; `Invalid` for data that cannot be read as
+    /// promised, gives no row, or has tokens that the model does not have.
+    pub fn cut(
+        data: &Dataset,
+        encoder: &Encoder,
+        limits: Limits,
+        want: Want,
+        cancel: &Cancel,
+        progress: &dyn Progress,
+    ) -> Result<Rows> {
+        let seq_len = want.seq_len(limits)?;
+        let size = want.size()?;
+        // The parts of the built-in text differ in kind, so that its first rows would be one-sided.
+        let spreads = data.is_built_in() && want.seed.is_none();
+        let taken = Taken::new(if spreads { usize::MAX } else { size }, want.seed);
+        let mut cutter = Cutter::new(encoder, limits, seq_len, taken)?;
+        for index in data.order(want.seed) {
+            let flow = data.read(index, cancel, progress, &mut |sample| {
+                cancel.check()?;
+                cutter.push(&sample)
+            })?;
+            // A seed draws from all files, except on the Hub, where there is no end of some data sets.
+            if flow.is_break() || (data.is_remote() && cutter.taken.seen() >= size) {
+                break;
+            }
+        }
+        cutter.report(data, want, progress);
+        let mut rows = cutter.finish(data.source())?;
+        if spreads {
+            rows = spread(rows, size);
+        }
+        let record = DataRecord {
+            source: data.source().to_owned(),
+            revision: data.revision().map(String::from),
+            config: data.config().map(String::from),
+            split: data.split().map(String::from),
+            sha256: digest(&rows),
+            rows: rows.len(),
+            seq_len,
+            tokens: rows.len() * seq_len,
+            seed: want.seed,
+        };
+        progress
+            .info(&format!("Calibration data: {}, {} rows of {seq_len} tokens", record.source, record.rows));
+        if want.rows.is_some_and(|n| n > rows.len()) || (rows.len() < size && !data.is_built_in()) {
+            progress.warn(&format!(
+                "{} has no more than {} rows of {seq_len} tokens; {size} were wanted",
+                record.source, record.rows
+            ));
+        }
+        Ok(Rows { rows, record })
+    }
+}
+
+impl Want {
+    fn seq_len(&self, limits: Limits) -> Result<usize> {
+        let context = limits.context;
+        let seq_len = self.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(context));
+        if seq_len < 2 {
+            return Err(Error::new(Kind::Usage, format!("rows of {seq_len} tokens are too short"))
+                .hint("Pass --seq-len 2 or more; 512 to 2048 is usual."));
+        }
+        if seq_len > context {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("rows of {seq_len} tokens are longer than the model's context of {context}"),
+            )
+            .hint(format!("Pass --seq-len {context} or less.")));
+        }
+        Ok(seq_len)
+    }
+
+    fn size(&self) -> Result<usize> {
+        match self.rows.unwrap_or(DEFAULT_ROWS) {
+            0 => Err(Error::new(Kind::Usage, "no calibration rows are wanted")
+                .hint("Pass --calibration-samples 1 or more.")),
+            n => Ok(n),
+        }
+    }
+}
+
+/// The rows taken so far.
+enum Taken {
+    First { size: usize, rows: Vec<Vec<u32>> },
+    Drawn { reservoir: Reservoir<Vec<u32>> },
+}
+
+impl Taken {
+    fn new(size: usize, seed: Option<u64>) -> Taken {
+        match seed {
+            None => Taken::First { size, rows: Vec::new() },
+            Some(seed) => Taken::Drawn { reservoir: Reservoir::new(size, seed) },
+        }
+    }
+
+    /// Takes the next row, or not; whether more are of use.
+    fn offer(&mut self, row: Vec<u32>) -> ControlFlow<()> {
+        match self {
+            Taken::First { size, rows } => {
+                rows.push(row);
+                match rows.len() < *size {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                }
+            }
+            Taken::Drawn { reservoir } => {
+                reservoir.offer(row);
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    fn seen(&self) -> usize {
+        match self {
+            Taken::First { rows, .. } => rows.len(),
+            Taken::Drawn { reservoir } => usize::try_from(reservoir.seen()).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn into_rows(self) -> Vec<Vec<u32>> {
+        match self {
+            Taken::First { rows, .. } => rows,
+            Taken::Drawn { reservoir } => reservoir.into_items(),
+        }
+    }
+}
+
+/// Samples in, rows out.
+struct Cutter<'a> {
+    encoder: &'a Encoder,
+    limits: Limits,
+    seq_len: usize,
+    /// The token that each row begins with, if the model wants it.
+    bos: Option<u32>,
+    /// Between texts, where there is no BOS to part them.
+    separator: Vec<u32>,
+    template: Option<ChatTemplate>,
+    /// Tokens that are in no row yet.
+    pending: Vec<u32>,
+    taken: Taken,
+    known: HashSet<u64>,
+    samples: usize,
+    empty: usize,
+    duplicates: usize,
+    tokens: usize,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(encoder: &'a Encoder, limits: Limits, seq_len: usize, taken: Taken) -> Result<Cutter<'a>> {
+        let bos = encoder.bos().filter(|_| encoder.add_bos());
+        let separator = if bos.is_none() { encoder.encode("\n\n")? } else { Vec::new() };
+        Ok(Cutter {
+            encoder,
+            limits,
+            seq_len,
+            bos,
+            separator,
+            template: None,
+            pending: Vec::new(),
+            taken,
+            known: HashSet::new(),
+            samples: 0,
+            empty: 0,
+            duplicates: 0,
+            tokens: 0,
+        })
+    }
+
+    fn push(&mut self, sample: &Sample) -> Result<ControlFlow<()>> {
+        self.samples += 1;
+        let number = self.samples;
+        let rendered;
+        let (text, is_chat) = match sample {
+            Sample::Text(text) => (text.as_ref(), false),
+            Sample::Chat(messages) => {
+                rendered = self.template()?.render(messages).map_err(|what| {
+                    Error::new(Kind::Invalid, format!("sample {number}: {what}")).hint(
+                        "Check the roles and their order, or name a column of plain text with --text-column.",
+                    )
+                })?;
+                (rendered.as_str(), true)
+            }
+        };
+        if text.trim().is_empty() {
+            self.empty += 1;
+            return Ok(ControlFlow::Continue(()));
+        }
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        if !self.known.insert(hasher.finish()) {
+            self.duplicates += 1;
+        }
+        if is_chat {
+            let ids = self.encoder.encode_with_special(text)?;
+            return self.extend(&ids);
+        }
+        match self.bos {
+            Some(bos) => self.pending.push(bos),
+            None if self.samples > self.empty + 1 => self.pending.extend_from_slice(&self.separator),
+            None => {}
+        }
+        for piece in pieces(text, PIECE) {
+            let ids = self.encoder.encode(piece)?;
+            if self.extend(&ids)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn template(&mut self) -> Result<&ChatTemplate> {
+        if self.template.is_none() {
+            self.template = Some(ChatTemplate::of(self.encoder)?);
+        }
+        Ok(self.template.as_ref().expect("it was just made"))
+    }
+
+    /// Adds tokens and takes the rows that are full.
+    fn extend(&mut self, ids: &[u32]) -> Result<ControlFlow<()>> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.limits.vocab) {
+            let text = self.encoder.token_text(*id).unwrap_or_default();
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "the data has token {id} ({text:?}), but the model's vocabulary ends at {}",
+                    self.limits.vocab
+                ),
+            )
+            .hint("The tokenizer is not this model's; take both from one place."));
+        }
+        self.tokens += ids.len();
+        self.pending.extend_from_slice(ids);
+        let mut start = 0;
+        let mut flow = ControlFlow::Continue(());
+        while flow.is_continue() {
+            let rest = &self.pending[start..];
+            let bos = self.bos.filter(|bos| rest.first() != Some(bos));
+            let own = self.seq_len - usize::from(bos.is_some());
+            if rest.len() < own {
+                break;
+            }
+            let row: Vec<u32> = bos.into_iter().chain(rest[..own].iter().copied()).collect();
+            start += own;
+            flow = self.taken.offer(row);
+        }
+        self.pending.drain(..start);
+        Ok(flow)
+    }
+
+    fn report(&self, data: &Dataset, want: Want, progress: &dyn Progress) {
+        let (source, samples) = (data.source(), self.samples);
+        if self.empty > 0 {
+            progress.warn(&format!("{source}: {} of {samples} samples are empty and left out", self.empty));
+        }
+        if self.duplicates > 0 {
+            progress.warn(&format!("{source}: {} of {samples} samples repeat another", self.duplicates));
+        }
+        if want.seq_len.is_none() && self.seq_len < DEFAULT_SEQ_LEN {
+            progress.info(&format!("Rows have {} tokens, the model's context", self.seq_len));
+        }
+        progress.detail(&format!(
+            "{source}: read {samples} samples, {} tokens; {} are left at the end, less than a row",
+            self.tokens,
+            self.pending.len()
+        ));
+    }
+
+    fn finish(self, source: &str) -> Result<Vec<Vec<u32>>> {
+        let (tokens, seq_len) = (self.tokens, self.seq_len);
+        let rows = self.taken.into_rows();
+        if rows.is_empty() {
+            let message = match self.samples == self.empty {
+                true => format!("{source} has no text"),
+                false => format!("{source} has {tokens} tokens, which is no row of {seq_len}"),
+            };
+            return Err(Error::new(Kind::Invalid, message)
+                .hint("Pass more text to --calibration-data, or a shorter --seq-len."));
+        }
+        Ok(rows)
+    }
+}
+
+/// `text` in pieces of `size` bytes and somewhat more, each cut after a line's end if there is one before twice that.
+fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut bytes = rest.as_bytes().iter().skip(size).take(size);
+        let end = bytes.position(|b| *b == b'\n').map(|at| size + at + 1);
+        let (piece, after) = rest.split_at(end.unwrap_or_else(|| rest.ceil_char_boundary(2 * size)));
+        rest = after;
+        Some(piece)
+    })
+}
+
+/// `size` of the rows, at equal distances; all, if there are no more.
+fn spread(rows: Vec<Vec<u32>>, size: usize) -> Vec<Vec<u32>> {
+    let total = rows.len();
+    let taken = |i: usize| total <= size || (i * size) / total != ((i + 1) * size) / total;
+    rows.into_iter().enumerate().filter(|(i, _)| taken(*i)).map(|(_, row)| row).collect()
+}
+
+fn digest(rows: &[Vec<u32>]) -> String {
+    let mut hash = Sha256::new();
+    for row in rows {
+        let bytes: Vec<u8> = row.iter().flat_map(|id| id.to_le_bytes()).collect();
+        hash.update(&bytes);
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_after_lines() {
+        let text = "one\ntwo\n\nthree and four\nfive";
+        assert_eq!(pieces(text, 100).collect::<Vec<_>>(), [text]);
+        assert_eq!(pieces(text, 4).collect::<Vec<_>>(), ["one\ntwo\n", "\nthree a", "nd four\n", "five"]);
+        assert_eq!(pieces("", 4).count(), 0);
+        assert_eq!(pieces("äöü\näöü", 2).collect::<Vec<_>>(), ["äö", "ü\n", "äö", "ü"]);
+        assert_eq!(pieces("€€€", 2).collect::<Vec<_>>(), ["€€", "€"]);
+    }
+
+    #[test]
+    fn rows_are_spread_evenly() {
+        let rows: Vec<Vec<u32>> = (0..10).map(|i| vec![i]).collect();
+        let of = |size| spread(rows.clone(), size).concat();
+        assert_eq!(of(10), (0..10).collect::<Vec<_>>());
+        assert_eq!(of(11), of(10));
+        assert_eq!(of(5), [1, 3, 5, 7, 9]);
+        assert_eq!(of(3), [3, 6, 9]);
+        assert_eq!(of(1), [9]);
+    }
+
+    #[test]
+    fn the_digest_is_of_little_endian_ids() {
+        // sha256 of 01 00 00 00 ff 01 00 00.
+        let expected = Sha256::digest([1, 0, 0, 0, 0xff, 1, 0, 0]);
+        let expected: String = expected.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(digest(&[vec![1], vec![0x1ff]]), expected);
+        assert_eq!(digest(&[vec![1, 0x1ff]]), expected, "rows have one length, which the record has too");
+    }
+
+    #[test]
+    fn lengths_are_held_against_the_context() {
+        let limits = Limits { context: 512, vocab: 10 };
+        let length = |n: Option<usize>| Want { seq_len: n, ..Want::default() }.seq_len(limits);
+        assert_eq!(length(None).unwrap(), 512);
+        assert_eq!(length(Some(512)).unwrap(), 512);
+        assert_eq!(length(Some(2)).unwrap(), 2);
+        for (n, word) in [(1, "short"), (0, "short"), (513, "512")] {
+            let e = length(Some(n)).unwrap_err();
+            assert_eq!(e.kind(), Kind::Usage);
+            assert!(e.to_string().contains(word), "{e}");
+        }
+        assert_eq!(Want { rows: Some(0), ..Want::default() }.size().unwrap_err().kind(), Kind::Usage);
+    }
+}

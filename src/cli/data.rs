@@ -1,0 +1,77 @@
+//! The options of calibration data, which every command that calibrates has.
+
+use crate::calib::builtin;
+use crate::calib::dataset::{Dataset, Selection};
+use crate::calib::rows::{Limits, Rows, Want};
+use crate::cancel::Cancel;
+use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
+use crate::source::tokenizer::encoder::Encoder;
+
+/// What to calibrate with
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Calibration data")]
+pub struct DataArgs {
+    /// Text to calibrate with: .txt, .jsonl, .json or .parquet (.gz too, except .parquet), a directory of these, or a
+    /// data set on the Hub as org/name [default: a text that is built in]
+    #[arg(long, value_name = "FILE|DIR|DATASET")]
+    pub calibration_data: Option<String>,
+    /// Rows to calibrate with [default: 256, or as many as there are]
+    #[arg(long, value_name = "N")]
+    pub calibration_samples: Option<usize>,
+    /// Tokens in each row [default: 2048, or the model's context]
+    #[arg(long, value_name = "N")]
+    pub seq_len: Option<usize>,
+    /// Draw the rows from all of the data; without it the first ones are taken
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Configuration (subset) of a data set on the Hub
+    #[arg(long, value_name = "NAME")]
+    pub dataset_config: Option<String>,
+    /// Split of a data set on the Hub [default: train, or the only one]
+    #[arg(long, value_name = "NAME")]
+    pub dataset_split: Option<String>,
+    /// Column or key of the text or the messages [default: text, content or messages]
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+}
+
+impl DataArgs {
+    /// The rows that the options ask for, as tokens of a model.
+    ///
+    /// # Errors
+    /// `Usage` for options that contradict each other; what [`Dataset::open`] and [`Rows::cut`] fail with.
+    pub fn rows(
+        &self,
+        encoder: &Encoder,
+        limits: Limits,
+        cancel: &Cancel,
+        progress: &dyn Progress,
+    ) -> Result<Rows> {
+        let want = Want { rows: self.calibration_samples, seq_len: self.seq_len, seed: self.seed };
+        Rows::cut(&self.dataset(cancel, progress)?, encoder, limits, want, cancel, progress)
+    }
+
+    fn dataset(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<Dataset> {
+        let selection = Selection {
+            config: self.dataset_config.clone(),
+            split: self.dataset_split.clone(),
+            column: self.text_column.clone(),
+        };
+        if let Some(data) = &self.calibration_data {
+            return Dataset::open(data, selection, cancel, progress);
+        }
+        let options = [
+            ("--dataset-config", &selection.config),
+            ("--dataset-split", &selection.split),
+            ("--text-column", &selection.column),
+        ];
+        if let Some((name, _)) = options.iter().find(|(_, value)| value.is_some()) {
+            return Err(Error::new(Kind::Usage, format!("{name} is of no use without --calibration-data"))
+                .hint("Pass --calibration-data with the data that it is about."));
+        }
+        progress
+            .info(&format!("No --calibration-data: using the built-in text ({} kB)", builtin::size() / 1000));
+        Ok(Dataset::built_in())
+    }
+}
