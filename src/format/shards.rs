@@ -68,7 +68,7 @@ impl Layout {
         let mut parts: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
         let mut filled = 0;
         for tensor in tensors {
-            if filled > 0 && filled + tensor.bytes() > shard_bytes {
+            if filled > 0 && tensor.bytes() > 0 && filled + tensor.bytes() > shard_bytes {
                 parts.push(Vec::new());
                 filled = 0;
             }
