@@ -1,5 +1,7 @@
-//! Files that appear whole or not at all: written under a temporary name in the target's directory, flushed to the disk,
-//! then renamed.
+//! Files and directories that appear whole or not at all: written under a temporary name in the target's directory, flushed
+//! to the disk, then renamed.
+
+mod dir;
 
 use std::fs::{self, File};
 use std::io;
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Kind, Result};
+pub use dir::{AtomicDir, refuse_existing_dir};
 
 /// How names of files that are being written end.
 const TEMPORARY: &str = ".tmp";

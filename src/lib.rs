@@ -15,6 +15,7 @@ pub mod eval;
 pub mod format;
 pub mod pipeline;
 pub mod progress;
+pub mod quant;
 pub mod source;
 
 pub use error::{Error, Kind, Result};

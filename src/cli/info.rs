@@ -11,7 +11,7 @@ use crate::pipeline::inspect::{Inspection, inspect};
 /// Show what a model or a GGUF file is
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Directory of a Hugging Face model, its name on the Hub (org/name), or a .gguf file
+    /// Directory of a Hugging Face model (also in GPTQ or AWQ), its name on the Hub (org/name), or a .gguf file
     model: String,
 }
 
@@ -19,6 +19,10 @@ pub(super) fn run(args: &Args, output: &Output, terminal: &Terminal) -> Result<(
     let found = inspect(&args.model, &CANCEL, terminal)?;
     output.result(&found, &describe(&found));
     Ok(())
+}
+
+fn yes(flag: bool) -> String {
+    if flag { "yes" } else { "no" }.into()
 }
 
 fn describe(i: &Inspection) -> String {
@@ -38,7 +42,23 @@ fn describe(i: &Inspection) -> String {
     line("Vocab Size", number(i.vocab_size));
     line("Dtype", Some(i.torch_dtype.clone()));
     line("Size", (i.file_size > 0).then(|| size(i.file_size)));
-    if i.supported == Some(false) {
+    if let Some(q) = &i.quantization {
+        line("Quantized", Some(q.method.to_uppercase()));
+        line("Bits", number(q.bits.map(u64::from)));
+        line("Group Size", q.group_size.map(|n| if n < 0 { "a whole row".into() } else { n.to_string() }));
+        line("Symmetric", q.sym.map(yes));
+        line("Act-Order", q.weights.as_ref().map(|w| w.act_order).or(q.desc_act).map(yes));
+        line("Container", q.checkpoint_format.map(str::to_owned));
+        line("Quantizer", q.quantizer.clone());
+        if let Some(weights) = &q.weights {
+            let layers = format!("{:.2} in quantized layers", weights.layer_bits_per_weight);
+            line("Bits/Weight", Some(format!("{:.2}, {layers}", weights.bits_per_weight)));
+            for (name, (count, bytes)) in &weights.types {
+                line("Tensors", Some(format!("{name:<8} {count:>5} {:>10}", size(*bytes))));
+            }
+        }
+        line("Note", Some("quantized already; quantize takes the 16-bit original".into()));
+    } else if i.supported == Some(false) {
         line("Note", Some("this model cannot be quantized by this program".into()));
     }
     if let Some(g) = &i.gguf {

@@ -1,3 +1,7 @@
 //! The containers that quantized models are kept in. A format owns both its reading and its writing.
 
+pub mod awq;
 pub mod gguf;
+pub mod gptq;
+pub mod packed;
+pub mod shards;

@@ -1,5 +1,7 @@
 //! What a model or a quantized file is, without reading its weights.
 
+mod quantization;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,6 +15,7 @@ use crate::progress::Progress;
 use crate::source::config::Config;
 use crate::source::safetensors::Tensors;
 use crate::source::{Need, SourceModel};
+pub use quantization::{PackedWeights, Quantization};
 
 /// What was found. Absent values are not known.
 #[derive(Clone, Debug, Serialize)]
@@ -33,13 +36,16 @@ pub struct Inspection {
     pub vocab_size: Option<u64>,
     /// Type of most weights.
     pub torch_dtype: String,
-    /// `huggingface` or `gguf`.
+    /// `huggingface`, `gptq`, `awq` or `gguf`.
     pub format: &'static str,
     /// Bytes of the weight files.
     pub file_size: u64,
     /// Whether `quantize` takes the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub supported: Option<bool>,
+    /// More about a quantized checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
     /// More about a GGUF file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gguf: Option<Gguf>,
@@ -87,8 +93,11 @@ fn inspect_checkpoint(source: &SourceModel) -> Result<Inspection> {
         None => config,
     };
     let number = |config: &Config, key: &str| config.opt_usize(key).map(|n| n.map(|n| n as u64));
+    let quantization = quantization::inspect(source, &config)?;
     // A Hub model is looked at without its weights.
-    let tensors = if source.has_weights() { Some(Tensors::open(source.dir())?) } else { None };
+    let plain = source.has_weights() && quantization.is_none();
+    let tensors = if plain { Some(Tensors::open(source.dir())?) } else { None };
+    let packed = quantization.as_ref().and_then(|q| q.weights.as_ref());
     let stated = ["dtype", "torch_dtype"].iter().find_map(|key| config.opt_str(key).ok().flatten());
     let dtype = match (&tensors, stated) {
         (Some(tensors), _) => {
@@ -102,15 +111,26 @@ fn inspect_checkpoint(source: &SourceModel) -> Result<Inspection> {
     Ok(Inspection {
         model_name: source.id().map_or_else(|| source.name(), |id| Ok(id.to_owned()))?,
         architecture: class,
-        parameter_count: tensors.as_ref().map(|t| t.iter().map(|(_, info)| info.len() as u64).sum()),
+        parameter_count: match &tensors {
+            Some(tensors) => Some(tensors.iter().map(|(_, info)| info.len() as u64).sum()),
+            None => packed.map(|weights| weights.parameters),
+        },
         hidden_size: number(&config, "hidden_size")?,
         num_layers: number(&config, "num_hidden_layers")?,
         num_heads: number(&config, "num_attention_heads")?,
         vocab_size: number(&config, "vocab_size")?,
         torch_dtype: dtype.into(),
-        format: "huggingface",
-        file_size: tensors.as_ref().map_or(0, Tensors::file_bytes),
-        supported: Some(spec.is_some() && config.get("quantization_config").is_none()),
+        format: match quantization.as_ref().map(|q| q.method.as_str()) {
+            Some("gptq") => "gptq",
+            Some("awq") => "awq",
+            _ => "huggingface",
+        },
+        file_size: match &tensors {
+            Some(tensors) => tensors.file_bytes(),
+            None => packed.map_or(0, |weights| weights.file_bytes),
+        },
+        supported: Some(spec.is_some() && quantization.is_none()),
+        quantization,
         gguf: None,
     })
 }
@@ -151,6 +171,7 @@ fn inspect_file(path: &Path) -> Result<Inspection> {
         format: "gguf",
         file_size: reader.file_bytes(),
         supported: None,
+        quantization: None,
         gguf: Some(Gguf {
             version: reader.header().version,
             level: meta

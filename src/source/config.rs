@@ -141,6 +141,12 @@ impl Config {
         self
     }
 
+    /// The configuration without a key whose statement has been dealt with.
+    pub fn without(mut self, key: &str) -> Config {
+        self.keys.remove(key);
+        self
+    }
+
     /// What messages call it.
     pub fn origin(&self) -> &str {
         &self.origin

@@ -70,17 +70,43 @@ impl TensorInfo {
     }
 }
 
+/// Where a tensor of 32-bit integers lies, in which quantized checkpoints pack their codes.
+#[derive(Clone, Debug)]
+pub struct IntegerInfo {
+    /// Outermost dimension first, as in PyTorch.
+    pub shape: Vec<usize>,
+    shard: usize,
+    bytes: Range<usize>,
+}
+
 /// All tensors of a checkpoint, mapped into memory and validated.
 #[derive(Debug)]
 pub struct Tensors {
     shards: Vec<(PathBuf, Map)>,
     tensors: BTreeMap<String, TensorInfo>,
+    integers: BTreeMap<String, IntegerInfo>,
+}
+
+/// Which types of tensors a checkpoint may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accept {
+    Floats,
+    Integers,
 }
 
 impl Tensors {
     /// Opens the checkpoint in `dir`: the shards that `model.safetensors.index.json` names, else `model.safetensors`,
-    /// else the only `*.safetensors` file.
+    /// else the only `*.safetensors` file. It must be unquantized.
     pub fn open(dir: &Path) -> Result<Tensors> {
+        Tensors::open_with(dir, Accept::Floats)
+    }
+
+    /// Opens a checkpoint that may also hold 32-bit integers.
+    pub fn open_packed(dir: &Path) -> Result<Tensors> {
+        Tensors::open_with(dir, Accept::Integers)
+    }
+
+    fn open_with(dir: &Path, accept: Accept) -> Result<Tensors> {
         let index = dir.join("model.safetensors.index.json");
         let (files, promised) = if index.is_file() {
             let promised = read_index(&index)?;
@@ -90,7 +116,8 @@ impl Tensors {
             (find_single(dir)?, None)
         };
         let mut shards = Vec::with_capacity(files.len());
-        let mut tensors = BTreeMap::new();
+        let mut places = BTreeMap::new();
+        let (mut tensors, mut integers) = (BTreeMap::new(), BTreeMap::new());
         for (i, file) in files.iter().enumerate() {
             let path = dir.join(file);
             let map = Map::open(&path).map_err(|e| match e.kind() {
@@ -100,20 +127,24 @@ impl Tensors {
                 }
                 _ => e,
             })?;
-            for (name, info) in read_header(&path, &map, i)? {
-                if tensors.insert(name.clone(), info).is_some() {
+            for (name, found) in read_header(&path, &map, i, accept)? {
+                if places.insert(name.clone(), i).is_some() {
                     return Err(Error::new(
                         Kind::Invalid,
                         format!("tensor {name} is in two shards (again in {file})"),
                     ));
                 }
+                match found {
+                    Found::Float(info) => drop(tensors.insert(name, info)),
+                    Found::Integer(info) => drop(integers.insert(name, info)),
+                }
             }
             shards.push((path, map));
         }
         if let Some(promised) = promised {
-            check_index(&promised, &tensors, &shards)?;
+            check_index(&promised, &places, &shards)?;
         }
-        Ok(Tensors { shards, tensors })
+        Ok(Tensors { shards, tensors, integers })
     }
 
     /// The tensor of this name.
@@ -129,6 +160,21 @@ impl Tensors {
     /// The bytes of a tensor, little-endian, row-major.
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.shards[info.shard].1[info.bytes.clone()]
+    }
+
+    /// All tensors of integers by name.
+    pub fn integers(&self) -> impl ExactSizeIterator<Item = (&str, &IntegerInfo)> {
+        self.integers.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// The tensor of integers of this name.
+    pub fn get_integers(&self, name: &str) -> Option<&IntegerInfo> {
+        self.integers.get(name)
+    }
+
+    /// The integers of a tensor, little-endian, row-major.
+    pub fn words(&self, info: &IntegerInfo) -> &[[u8; 4]] {
+        self.shards[info.shard].1[info.bytes.clone()].as_chunks().0
     }
 
     /// Asks the kernel to read `range` of the tensor's bytes ahead.
@@ -148,7 +194,12 @@ impl Tensors {
     }
 }
 
-fn read_header(path: &Path, map: &Map, shard: usize) -> Result<Vec<(String, TensorInfo)>> {
+enum Found {
+    Float(TensorInfo),
+    Integer(IntegerInfo),
+}
+
+fn read_header(path: &Path, map: &Map, shard: usize, accept: Accept) -> Result<Vec<(String, Found)>> {
     let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (header, meta) = SafeTensors::read_metadata(map).map_err(|e| {
         Error::new(Kind::Invalid, format!("{file} is not a valid safetensors file ({} bytes)", map.len()))
@@ -158,7 +209,21 @@ fn read_header(path: &Path, map: &Map, shard: usize) -> Result<Vec<(String, Tens
     let data = header + 8;
     let mut found = Vec::new();
     for (name, info) in meta.tensors() {
+        let (start, end) = info.data_offsets;
+        let bytes = data + start..data + end;
         let dtype = match info.dtype {
+            Dtype::I32 if accept == Accept::Integers => {
+                let info = IntegerInfo { shape: info.shape.clone(), shard, bytes };
+                found.push((name, Found::Integer(info)));
+                continue;
+            }
+            Dtype::I32 if [".qweight", ".qzeros", ".g_idx"].iter().any(|suffix| name.ends_with(suffix)) => {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!("tensor {name} in {file} has type I32: it belongs to packed codes, and the model is quantized already"),
+                )
+                .hint("Start from the unquantized 16-bit checkpoint. To be read as GPTQ or AWQ, the model must have its quantization_config in config.json."));
+            }
             Dtype::F32 => FloatType::F32,
             Dtype::F16 => FloatType::F16,
             Dtype::BF16 => FloatType::BF16,
@@ -170,11 +235,7 @@ fn read_header(path: &Path, map: &Map, shard: usize) -> Result<Vec<(String, Tens
                 .hint("Start from the unquantized 16-bit checkpoint."));
             }
         };
-        let (start, end) = info.data_offsets;
-        found.push((
-            name,
-            TensorInfo { dtype, shape: info.shape.clone(), shard, bytes: data + start..data + end },
-        ));
+        found.push((name, Found::Float(TensorInfo { dtype, shape: info.shape.clone(), shard, bytes })));
     }
     Ok(found)
 }
@@ -209,17 +270,17 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 
 fn check_index(
     promised: &BTreeMap<String, String>,
-    tensors: &BTreeMap<String, TensorInfo>,
+    places: &BTreeMap<String, usize>,
     shards: &[(PathBuf, Map)],
 ) -> Result<()> {
     for (name, file) in promised {
-        let Some(info) = tensors.get(name) else {
+        let Some(shard) = places.get(name) else {
             return Err(Error::new(
                 Kind::Invalid,
                 format!("tensor {name} is missing: the index places it in {file}"),
             ));
         };
-        let found = shards[info.shard].0.file_name().unwrap_or_default().to_string_lossy();
+        let found = shards[*shard].0.file_name().unwrap_or_default().to_string_lossy();
         if found != *file {
             return Err(Error::new(
                 Kind::Invalid,
@@ -227,7 +288,7 @@ fn check_index(
             ));
         }
     }
-    if let Some(extra) = tensors.keys().find(|name| !promised.contains_key(*name)) {
+    if let Some(extra) = places.keys().find(|name| !promised.contains_key(*name)) {
         return Err(Error::new(Kind::Invalid, format!("tensor {extra} is in a shard but not in the index")));
     }
     Ok(())

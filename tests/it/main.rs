@@ -8,6 +8,8 @@ mod bad_input;
 mod checkpoint;
 /// What each command and option does and prints.
 mod commands;
+/// GPTQ and AWQ directories.
+mod containers;
 /// Calibration data: files and data sets to rows of tokens.
 mod data;
 /// Data sets from a Hub on this machine.
@@ -23,8 +25,12 @@ mod gguf_file;
 mod gguf_model;
 /// Digests of llama.cpp's own files.
 mod golden;
+/// Layers that GPTQModel packed.
+mod gptqmodel;
 /// GGUF files that lie.
 mod hostile_gguf;
+/// GPTQ and AWQ directories that lie.
+mod hostile_packed;
 /// Downloads from a Hub on this machine.
 #[cfg(feature = "hub")]
 mod hub;
@@ -46,6 +52,10 @@ mod kill;
 mod memory;
 /// Options of `quantize` that change what is written.
 mod options;
+/// GPTQ and AWQ directories that the tests make.
+mod packed;
+/// A second reader of GPTQ and AWQ.
+mod packed_file;
 /// Random small models.
 mod property;
 /// What a model has lost, and where.

@@ -1,6 +1,7 @@
 //! A model that can be computed.
 
 pub mod gguf;
+mod packed;
 
 use std::io::Read;
 use std::path::Path;
@@ -32,8 +33,8 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
-    /// Opens a model: a GGUF file, a directory in Hugging Face's format, or `org/name` on the Hub. Keys of
-    /// `ignore_config` in its `config.json` or metadata are accepted whatever they say.
+    /// Opens a model: a GGUF file, a directory in Hugging Face's format (unquantized, GPTQ or AWQ), or `org/name` on the
+    /// Hub. Keys of `ignore_config` in its `config.json` or metadata are accepted whatever they say.
     ///
     /// # Errors
     /// `NotFound` if there is no such model or no tokenizer, `Unsupported` for an architecture that is not known,
@@ -49,15 +50,20 @@ impl OpenModel {
             return gguf::open(path, ignore_config, progress);
         }
         let source = SourceModel::open(model, Need::Weights, cancel, progress)?;
-        let model = Model::read(source.config()?, ignore_config)?;
+        let (model, weights, format): (Model, Box<dyn Dense>, _) = match packed::open(&source, ignore_config)?
+        {
+            Some((model, weights)) => {
+                let method = weights.scheme().method;
+                (model, Box::new(weights), method)
+            }
+            None => {
+                let model = Model::read(source.config()?, ignore_config)?;
+                (model, Box::new(Tensors::open(source.dir())?), "hf")
+            }
+        };
         model.warnings.iter().for_each(|w| progress.warn(w));
-        Ok(OpenModel {
-            name: source.name()?,
-            model,
-            weights: Box::new(Tensors::open(source.dir())?),
-            encoder: Encoder::open(source.dir())?,
-            format: "hf",
-        })
+        let encoder = Encoder::open(source.dir())?;
+        Ok(OpenModel { name: source.name()?, model, weights, encoder, format })
     }
 
     /// The decoder of this model.

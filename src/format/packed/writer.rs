@@ -1,0 +1,366 @@
+//! Writes GPTQ and AWQ checkpoints: laid out first, then filled layer by layer.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::Layout;
+use super::layers::Layers;
+use crate::atomic::AtomicDir;
+use crate::error::{Error, Kind, Result};
+use crate::format::awq::AwqConfig;
+use crate::format::gptq::GptqConfig;
+use crate::format::shards::{self, SHARD_BYTES, ShardWriter, TensorSpec};
+use crate::quant::{Grid, QuantizedLinear};
+use crate::source::dense::not_finite;
+use crate::source::safetensors::FloatType;
+
+/// Which container a checkpoint is written in.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Container {
+    /// GPTQ.
+    Gptq(GptqConfig),
+    /// AWQ.
+    Awq(AwqConfig),
+}
+
+impl Container {
+    /// How its layers are stored. [`Layout::refuses`] says which ones cannot be.
+    pub fn layout(&self) -> Box<dyn Layout> {
+        match self {
+            Container::Gptq(config) => Box::new(config.layout()),
+            Container::Awq(config) => Box::new(config.layout()),
+        }
+    }
+
+    fn to_json(&self, layers: &Layers) -> Value {
+        match self {
+            Container::Gptq(config) => config.to_json(layers),
+            Container::Awq(config) => config.to_json(layers),
+        }
+    }
+
+    /// Whether a layer with such a grid can be stated.
+    fn states(&self, grid: Grid) -> bool {
+        match self {
+            Container::Gptq(_) => true,
+            Container::Awq(config) => {
+                let group_size = config.group_size.unwrap_or(Grid::WHOLE_ROW);
+                grid.bits == 4 && grid.group_size == group_size
+            }
+        }
+    }
+
+    fn act_order(&self) -> bool {
+        matches!(self, Container::Gptq(config) if config.desc_act)
+    }
+}
+
+/// Something that a checkpoint will hold.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// A quantized linear layer.
+    Linear {
+        /// Its name, for example `model.layers.0.self_attn.q_proj`.
+        name: String,
+        /// `[out_features, in_features]`.
+        shape: [usize; 2],
+        /// Its grid, with the group size that the configuration states.
+        grid: Grid,
+        /// Whether it has a bias, which is float16.
+        bias: bool,
+    },
+    /// Any other tensor.
+    Dense {
+        /// Its name, for example `model.norm.weight`.
+        name: String,
+        /// How it is stored.
+        dtype: FloatType,
+        /// Outermost dimension first.
+        shape: Vec<usize>,
+        /// Whether it is the weight of a linear layer that loaders would take to be quantized if nobody told them.
+        left_out: bool,
+    },
+}
+
+/// Where a checkpoint goes, and what goes with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The directory to be.
+    pub dir: &'a Path,
+    /// Whether a model that is there may be replaced.
+    pub force: bool,
+    /// Most bytes of tensors per file; see [`SHARD_BYTES`].
+    pub shard_bytes: u64,
+    /// The directory of the original model: its tokenizer and other files go along. None for a model that has no directory.
+    pub source: Option<&'a Path>,
+    /// The original `config.json`.
+    pub config: &'a Value,
+}
+
+impl<'a> Target<'a> {
+    /// A directory that must not hold anything yet.
+    pub fn new(dir: &'a Path, source: Option<&'a Path>, config: &'a Value) -> Target<'a> {
+        Target { dir, force: false, shard_bytes: SHARD_BYTES, source, config }
+    }
+}
+
+/// Writes a checkpoint. Layers may come in any order; the bytes are the same. Dropped without [`PackedWriter::finish`], it
+/// leaves nothing behind.
+#[derive(Debug)]
+pub struct PackedWriter {
+    dir: AtomicDir,
+    shards: ShardWriter,
+    layout: Box<dyn Layout>,
+    act_order: bool,
+    linears: BTreeMap<String, ([usize; 2], Grid, bool)>,
+    dense: BTreeMap<String, FloatType>,
+    file_bytes: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Bytes of the safetensors files and their index.
+    pub weight_bytes: u64,
+}
+
+impl PackedWriter {
+    /// Lays out a checkpoint and begins it: everything but the tensors is written at once. `entries` are in the order in which
+    /// they fill the files.
+    ///
+    /// # Errors
+    /// `Usage` if the directory exists and may not be replaced, `Resources` if the disk has no room, `Invalid` if layers that
+    /// loaders join are not treated alike, `Unsupported` if the container cannot hold a layer.
+    pub fn create(target: Target<'_>, container: &Container, entries: &[Entry]) -> Result<PackedWriter> {
+        let layout = container.layout();
+        let mut tensors = Vec::new();
+        let (mut linears, mut dense) = (BTreeMap::new(), BTreeMap::new());
+        let mut left_out = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Linear { name, shape, grid, bias } => {
+                    let refusal = layout.refuses(*shape, *grid).or_else(|| {
+                        (!container.states(*grid)).then(|| "its grid is not that of the others".to_owned())
+                    });
+                    if let Some(why) = refusal {
+                        return Err(Error::new(
+                            Kind::Unsupported,
+                            format!("layer {name} cannot be stored: {why}"),
+                        ));
+                    }
+                    for part in layout.parts(*shape, *grid) {
+                        let name = format!("{name}.{}", part.suffix);
+                        tensors.push(TensorSpec { name, dtype: part.dtype, shape: part.shape });
+                    }
+                    if *bias {
+                        let shape = vec![shape[0]];
+                        tensors.push(TensorSpec { name: format!("{name}.bias"), dtype: Dtype::F16, shape });
+                    }
+                    linears.insert(name.clone(), (*shape, *grid, *bias));
+                }
+                Entry::Dense { name, dtype, shape, left_out: is_left_out } => {
+                    let spec =
+                        TensorSpec { name: name.clone(), dtype: stored_as(*dtype), shape: shape.clone() };
+                    tensors.push(spec);
+                    dense.insert(name.clone(), *dtype);
+                    if *is_left_out {
+                        left_out.push(name.strip_suffix(".weight").unwrap_or(name).to_owned());
+                    }
+                }
+            }
+        }
+        let grids = linears.iter().map(|(name, (_, grid, _))| (name.clone(), *grid));
+        let quantization = container.to_json(&Layers::new(grids, left_out)?);
+        let shards = shards::Layout::new(&tensors, target.shard_bytes)?;
+        if let Some(source) = target.source {
+            refuse_source(source, target.dir)?;
+        }
+        let file_bytes = shards.file_bytes();
+        let dir = AtomicDir::create(target.dir, file_bytes, target.force)?;
+        let write_json = |name: &str, value: &Value| dir.write(name, format!("{value:#}\n").as_bytes());
+        write_json("config.json", &with_quantization(target.config, &quantization)?)?;
+        if matches!(container, Container::Gptq(_)) {
+            write_json("quantize_config.json", &quantization)?;
+        }
+        if let Some(source) = target.source {
+            copy_companions(source, &dir)?;
+        }
+        let shards = ShardWriter::create(&dir, shards)?;
+        let act_order = container.act_order();
+        Ok(PackedWriter { dir, shards, layout, act_order, linears, dense, file_bytes })
+    }
+
+    /// Writes a quantized layer, with its bias if it has one.
+    ///
+    /// # Errors
+    /// `Invalid` if the format cannot hold a value of it.
+    ///
+    /// # Panics
+    /// If the layer is not what was laid out.
+    pub fn linear(&mut self, name: &str, linear: &QuantizedLinear, bias: Option<&[f32]>) -> Result<()> {
+        let (shape, grid, has_bias) =
+            *self.linears.get(name).unwrap_or_else(|| panic!("{name} is not a quantized layer"));
+        assert_eq!([linear.out_features(), linear.in_features()], shape, "shape of {name}");
+        assert_eq!(linear.bits(), grid.bits, "bits of {name}");
+        assert_eq!(linear.group_size(), grid.group_size.min(shape[1]), "group size of {name}");
+        assert!(linear.symmetric() || !grid.symmetric, "{name} is to be symmetric");
+        assert!(self.act_order || linear.g_idx().is_none(), "{name} has groups in another order");
+        assert_eq!(bias.is_some(), has_bias, "bias of {name}");
+        let packed = self
+            .layout
+            .pack(linear)
+            .map_err(|e| Error::new(Kind::Invalid, format!("layer {name} cannot be stored")).because(e))?;
+        for (part, bytes) in self.layout.parts(shape, grid).iter().zip(packed) {
+            self.shards.write(&format!("{name}.{}", part.suffix), &bytes)?;
+        }
+        match bias {
+            Some(bias) => self.values(&format!("{name}.bias"), FloatType::F16, bias),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the next values of another tensor, rounded to the type that it is stored in.
+    ///
+    /// # Errors
+    /// `Invalid` if a value is not finite, or beyond the range of float16.
+    ///
+    /// # Panics
+    /// If there is no such tensor or no room for so many values.
+    pub fn dense(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let dtype = *self.dense.get(name).unwrap_or_else(|| panic!("{name} is not laid out"));
+        self.values(name, dtype, values)
+    }
+
+    fn values(&mut self, name: &str, dtype: FloatType, values: &[f32]) -> Result<()> {
+        // Large tensors go in pieces, so that there is no second copy of them.
+        for piece in values.chunks(1 << 20) {
+            if !piece.iter().all(|value| value.is_finite()) {
+                return Err(not_finite(name));
+            }
+            let bytes: Vec<u8> = match dtype {
+                FloatType::F32 => piece.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                FloatType::BF16 => piece.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+                FloatType::F16 => {
+                    let halves: Vec<f16> = piece.iter().map(|v| f16::from_f32(*v)).collect();
+                    if let Some(i) = halves.iter().position(|half| !half.is_finite()) {
+                        return Err(Error::new(
+                            Kind::Invalid,
+                            format!("tensor {name} holds {}, which is beyond float16", piece[i]),
+                        ));
+                    }
+                    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
+                }
+            };
+            self.shards.write(name, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the next bytes of another tensor as they are: little-endian, in the type that it is stored in.
+    ///
+    /// # Panics
+    /// If there is no such tensor or no room for so many bytes.
+    pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        assert!(self.dense.contains_key(name), "{name} is not laid out");
+        self.shards.write(name, bytes)
+    }
+
+    /// Where the files are until the checkpoint is finished.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Flushes everything to the disk and gives the directory its name.
+    ///
+    /// # Panics
+    /// If a tensor's values are missing.
+    pub fn finish(self) -> Result<Written> {
+        self.shards.finish();
+        let dir = self.dir.target().to_owned();
+        self.dir.commit()?;
+        Ok(Written { dir, weight_bytes: self.file_bytes })
+    }
+}
+
+fn stored_as(dtype: FloatType) -> Dtype {
+    match dtype {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::BF16 => Dtype::BF16,
+    }
+}
+
+/// The original `config.json` with the quantization, and float16 as the type to compute in: scales are float16, and vLLM
+/// would round them to the type that stands here.
+fn with_quantization(config: &Value, quantization: &Value) -> Result<Value> {
+    let mut config = config.clone();
+    let Some(keys) = config.as_object_mut() else {
+        return Err(Error::new(Kind::Invalid, "config.json is not a JSON object"));
+    };
+    // The new name of the key and the one that everybody knows.
+    keys.insert("dtype".into(), json!("float16"));
+    keys.insert("torch_dtype".into(), json!("float16"));
+    if let Some(text) = keys.get_mut("text_config").and_then(Value::as_object_mut) {
+        for key in ["dtype", "torch_dtype"] {
+            if let Some(value) = text.get_mut(key) {
+                *value = json!("float16");
+            }
+        }
+    }
+    keys.insert("quantization_config".into(), quantization.clone());
+    Ok(config)
+}
+
+/// Files of a model that a copy with other weights needs too.
+fn is_companion(name: &str) -> bool {
+    let exact = [
+        "added_tokens.json",
+        "generation_config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "spiece.model",
+        "vocab.json",
+        "vocab.txt",
+    ];
+    let starts = ["tokenizer", "chat_template", "LICENSE", "NOTICE"];
+    exact.contains(&name) || name.ends_with(".py") || starts.iter().any(|start| name.starts_with(start))
+}
+
+fn copy_companions(source: &Path, dir: &AtomicDir) -> Result<()> {
+    let unreadable = |path: &Path| {
+        let what = format!("cannot read {}", path.display());
+        move |e| Error::io(what, e)
+    };
+    let entries = fs::read_dir(source).map_err(unreadable(source))?;
+    let entries = entries.collect::<std::io::Result<Vec<_>>>().map_err(unreadable(source))?;
+    let mut names: Vec<String> =
+        entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    for name in names.iter().filter(|name| is_companion(name)) {
+        let path = source.join(name);
+        // Through links: the Hub's cache consists of them.
+        if fs::metadata(&path).map_err(unreadable(&path))?.is_file() {
+            dir.write(name, &fs::read(&path).map_err(unreadable(&path))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// The result must not take the place of the model that it is made from.
+fn refuse_source(source: &Path, target: &Path) -> Result<()> {
+    let same = matches!((source.canonicalize(), target.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    match same {
+        true => Err(Error::new(Kind::Usage, format!("output {} is the model itself", target.display()))
+            .hint("Choose another place with --output-dir.")),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,5 @@
+//! Quantization itself: weights and statistics in, codes out. Knows nothing of files.
+
+pub mod codes;
+
+pub use codes::{CodesError, Grid, QuantizedLinear};
