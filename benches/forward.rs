@@ -1,15 +1,19 @@
 //! Tokens per second of the forward pass, logits included, as `scripts/compare-transformers.py` measures transformers.
 //!
-//! `cargo bench --bench forward -- MODEL [--windows 8] [--length 512] [--threads 2] [--rounds 3]`
+//! `cargo bench --bench forward -- MODEL [--windows 8] [--length 512] [--threads 2] [--rounds 3] [--compute f32|bf16]`
 
 use std::time::{Duration, Instant};
 
-use llm_quantize::arch::decoder::Hidden;
+use llm_quantize::arch::decoder::{Compute, Hidden};
+use llm_quantize::Result;
 use llm_quantize::cancel::Cancel;
 use llm_quantize::pipeline::model::OpenModel;
 use llm_quantize::progress::Silent;
 
-fn main() -> llm_quantize::Result<()> {
+/// Tokens of the vocabulary whose logits are computed at a time, as in an evaluation.
+const HEAD_ROWS: usize = 8192;
+
+fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let option = |name: &str, default: usize| {
         let at = args.iter().position(|a| a == name);
@@ -19,6 +23,8 @@ fn main() -> llm_quantize::Result<()> {
     let Some(model) = args.first().filter(|a| !a.starts_with("--")) else { return Ok(()) };
     let (windows, length) = (option("--windows", 8), option("--length", 512));
     let (threads, rounds) = (option("--threads", 2), option("--rounds", 3));
+    let bf16 = args.windows(2).any(|pair| pair == ["--compute", "bf16"]);
+    let compute = if bf16 { Compute::Bf16 } else { Compute::F32 };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
     let open = OpenModel::open(model, &[], &Cancel::new(), &Silent)?;
     let vocab = open.model.hyper.vocab;
@@ -28,7 +34,7 @@ fn main() -> llm_quantize::Result<()> {
         let mut best = Duration::MAX;
         for _ in 0..rounds {
             let cpu = cpu_seconds();
-            let (took, layers) = pass(&open, &tokens)?;
+            let (took, layers) = pass(&open, &tokens, compute)?;
             best = best.min(took);
             println!(
                 "{:.0} tokens/s, {:.2} s, layers {:.2} s, processor {:.2} s",
@@ -44,16 +50,24 @@ fn main() -> llm_quantize::Result<()> {
 }
 
 /// One pass over all windows: the time it took, and that of the layers alone.
-fn pass(open: &OpenModel, windows: &[Vec<u32>]) -> llm_quantize::Result<(Duration, Duration)> {
+fn pass(
+    open: &OpenModel,
+    windows: &[Vec<u32>],
+    compute: Compute,
+) -> Result<(Duration, Duration)> {
     let started = Instant::now();
-    let decoder = open.decoder()?;
+    let decoder = open.decoder()?.compute_in(compute);
     let mut hidden = Hidden::embed(&decoder, windows)?;
     for i in 0..decoder.layers() {
         hidden.advance(&decoder.layer(i)?, &mut (), &Cancel::new())?;
     }
     let layers = started.elapsed();
-    for i in 0..hidden.windows() {
-        std::hint::black_box(decoder.head(&hidden.window(i)?)?);
+    let normed = (0..hidden.windows()).map(|i| decoder.norm(&hidden.window(i)?)).collect::<Result<Vec<_>>>()?;
+    for start in (0..decoder.vocab()).step_by(HEAD_ROWS) {
+        let head = decoder.head_rows(start..(start + HEAD_ROWS).min(decoder.vocab()))?;
+        for normed in &normed {
+            std::hint::black_box(head.forward(normed)?);
+        }
     }
     Ok((started.elapsed(), layers))
 }
