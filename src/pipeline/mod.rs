@@ -2,6 +2,7 @@
 
 pub mod evaluate;
 pub mod gguf;
+pub mod gptq;
 pub mod inspect;
 pub mod memory;
 pub mod model;

@@ -57,6 +57,16 @@ impl FeedForward {
         [&self.gate, &self.up, &self.down]
     }
 
+    /// What goes into down: `[tokens, hidden]` in, `[tokens, feed_forward]` out.
+    pub(super) fn gated(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.gate.forward(x)?.apply_op2_no_bwd(&self.up.forward(x)?, &Gate(self.activation))?)
+    }
+
+    /// What comes out of down: `[tokens, feed_forward]` in, `[tokens, hidden]` out.
+    pub(super) fn output(&self, gated: &Tensor) -> Result<Tensor> {
+        self.down.forward(gated)
+    }
+
     /// `[tokens, hidden]` in and out. `inputs` are those of gate and up, and of down.
     pub(super) fn forward(
         &self,
@@ -67,9 +77,9 @@ impl FeedForward {
     ) -> Result<Tensor> {
         let [input, input_down] = inputs;
         tap.input(LinearId { layer, input }, x)?;
-        let gated = self.gate.forward(x)?.apply_op2_no_bwd(&self.up.forward(x)?, &Gate(self.activation))?;
+        let gated = self.gated(x)?;
         tap.input(LinearId { layer, input: input_down }, &gated)?;
-        self.down.forward(&gated)
+        self.output(&gated)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use super::layer::Held;
 use super::{Context, Decoder, Layer, Tap};
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -22,6 +23,30 @@ struct Batch {
     /// `[windows, tokens, hidden]`.
     states: Tensor,
     context: Context,
+    /// What a step of a layer has left for the next.
+    held: Option<Held>,
+}
+
+/// How far into a layer. Each step computes what goes into the next matrices from what went into those before, so that a
+/// method which changes matrices one after the other sees what the changed ones make, and computes each of them once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To the input of query, key and value. Needs no matrix.
+    Attention,
+    /// To the input of the projection after attention, through query, key and value.
+    AttentionOutput,
+    /// To the inputs of gate and up, through the projection after attention.
+    FeedForward,
+    /// To the inputs of down, through gate and up.
+    Down,
+    /// To the next layer, through down.
+    End,
+}
+
+impl Step {
+    /// All steps, in the order in which they must be taken.
+    pub const ALL: [Step; 5] =
+        [Step::Attention, Step::AttentionOutput, Step::FeedForward, Step::Down, Step::End];
 }
 
 impl Hidden {
@@ -34,7 +59,11 @@ impl Hidden {
         for equal in windows.chunk_by(|a, b| a.len() == b.len()) {
             let length = equal[0].len();
             for batch in equal.chunks((BATCH_TOKENS / length.max(1)).max(1)) {
-                batches.push(Batch { states: decoder.embed(batch)?, context: decoder.context(length) });
+                batches.push(Batch {
+                    states: decoder.embed(batch)?,
+                    context: decoder.context(length),
+                    held: None,
+                });
             }
         }
         Ok(Hidden { batches })
@@ -45,9 +74,35 @@ impl Hidden {
     /// # Errors
     /// `Interrupted`, or what `tap` returns.
     pub fn advance(&mut self, layer: &Layer, tap: &mut dyn Tap, cancel: &Cancel) -> Result<()> {
-        for Batch { states, context } in &mut self.batches {
+        for Batch { states, context, .. } in &mut self.batches {
             cancel.check()?;
             *states = layer.forward(states, context, tap)?;
+        }
+        Ok(())
+    }
+
+    /// Takes all windows one step further into a layer, in order; `tap` sees the inputs at which the step stops, batch by
+    /// batch. The matrices of `layer` may be others at each step.
+    ///
+    /// Between [`Step::Down`] and [`Step::End`] the inputs of down are kept, which are several times as large as the states;
+    /// with `keep` off they are computed a second time instead.
+    ///
+    /// # Errors
+    /// As [`Hidden::advance`].
+    pub fn step(
+        &mut self,
+        step: Step,
+        layer: &Layer,
+        keep: bool,
+        tap: &mut dyn Tap,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        for Batch { states, context, held } in &mut self.batches {
+            cancel.check()?;
+            layer.step(step, states, held, context, tap)?;
+            if !keep {
+                *held = None;
+            }
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ use super::Model;
 use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
 pub use head::Head;
-pub use hidden::Hidden;
+pub use hidden::{Hidden, Step};
 pub use layer::Layer;
 pub use linear::Linear;
 use rope::Table;
