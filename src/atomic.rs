@@ -14,6 +14,12 @@ use tempfile::NamedTempFile;
 use crate::error::{Error, Kind, Result};
 pub use dir::{AtomicDir, refuse_existing_dir};
 
+/// How names of files that are being written end.
+const TEMPORARY: &str = ".tmp";
+
+/// Random letters and digits in such a name.
+const RANDOM: usize = 6;
+
 /// A file that is being written. Dropped without [`AtomicFile::commit`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct AtomicFile {
@@ -38,12 +44,17 @@ impl AtomicFile {
         };
         fs::create_dir_all(dir).map_err(unwritable)?;
         refuse_existing(target, force)?;
+        let name = name.to_string_lossy();
+        remove_abandoned(dir, &name);
         check_space(dir, size)?;
         let temp = tempfile::Builder::new()
-            .prefix(&format!(".{}.", name.to_string_lossy()))
-            .suffix(".tmp")
+            .prefix(&format!(".{name}."))
+            .suffix(TEMPORARY)
+            .rand_bytes(RANDOM)
             .tempfile_in(dir)
             .map_err(unwritable)?;
+        // Held until the file is closed or its writer dies. Where there are no locks, nothing is ever taken for abandoned.
+        let _ = temp.as_file().try_lock();
         // tempfile makes its files private; a model is to be read by whoever may read the user's other files.
         let mode = fs::Permissions::from_mode(0o666 & !umask());
         temp.as_file().set_permissions(mode).map_err(unwritable)?;
@@ -115,6 +126,29 @@ pub fn check_space(dir: &Path, size: u64) -> Result<()> {
         .hint("Free some space or choose another disk with --output-dir.")),
         _ => Ok(()),
     }
+}
+
+/// Removes what writers that were killed have left of a file: temporary files that nobody holds the lock of.
+fn remove_abandoned(dir: &Path, target: &str) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_str().and_then(is_temporary) != Some(target)
+            || !entry.file_type().is_ok_and(|t| t.is_file())
+        {
+            continue;
+        }
+        if File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The name of the file that is being written under this temporary name, if it is one.
+pub fn is_temporary(name: &str) -> Option<&str> {
+    let (target, random) = name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplit_once('.')?;
+    let ours = random.len() == RANDOM && random.bytes().all(|b| b.is_ascii_alphanumeric());
+    (ours && !target.is_empty()).then_some(target)
 }
 
 fn exists(target: &Path) -> Error {
@@ -200,6 +234,21 @@ mod tests {
         file.file().write_all(b"half").unwrap();
         drop(file);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x");
+        let foreign = [".x.tmp", ".x.short.tmp", ".x.a-b+cd.tmp", ".y.abcdef.tmp", "x.abcdef.tmp"];
+        for name in foreign.iter().chain(&[".x.abc123.tmp"]) {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let alive = AtomicFile::create(&target, 0, false).unwrap();
+        assert!(!dir.path().join(".x.abc123.tmp").exists());
+        assert!(foreign.iter().all(|name| dir.path().join(name).exists()));
+        let other = AtomicFile::create(&target, 0, false).unwrap();
+        assert!(alive.path().exists() && other.path().exists(), "a writer that lives keeps its file");
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod parquet;
 mod record;
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -155,6 +156,32 @@ impl Dataset {
         None
     }
 
+    /// All texts in their order, with an empty line between two, as they are joined for the tables of papers.
+    ///
+    /// # Errors
+    /// `Invalid` for data that cannot be read as promised, `Unsupported` for conversations.
+    pub fn joined(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<String> {
+        let mut joined = String::new();
+        for index in self.order(None) {
+            let _ = self.read(index, cancel, progress, &mut |sample| {
+                cancel.check()?;
+                let Sample::Text(text) = sample else {
+                    return Err(Error::new(
+                        Kind::Unsupported,
+                        format!("{} holds conversations, which are no running text", self.source),
+                    )
+                    .hint("Pass data with a column `text` or `content`."));
+                };
+                if !joined.is_empty() {
+                    joined.push_str("\n\n");
+                }
+                joined.push_str(&text);
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        Ok(joined)
+    }
+
     /// The files by number, in the order in which they are to be read. A seed changes it only on the Hub, where not all
     /// of them may be needed.
     pub(super) fn order(&self, seed: Option<u64>) -> Vec<usize> {
@@ -241,6 +268,15 @@ impl FileKind {
     }
 }
 
+/// Opens a file of data called `name`. Whatever keeps it from being opened, the data is not there for the user.
+fn open_file(path: &Path, name: &str) -> Result<File> {
+    File::open(path).map_err(|e| {
+        Error::new(Kind::NotFound, format!("cannot open {name}"))
+            .because(e)
+            .hint("Check that the file is there and may be read.")
+    })
+}
+
 /// The data files right in `dir`, by name.
 fn in_directory(dir: &Path) -> Result<Vec<PathBuf>> {
     let what = || format!("cannot read {}", dir.display());
@@ -317,6 +353,14 @@ impl Dataset {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_not_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let e = open_file(&file.path().join("below.txt"), "below.txt").unwrap_err();
+        assert_eq!(e.kind(), Kind::NotFound);
+        assert!(e.to_string().starts_with("cannot open below.txt: "), "{e}");
+    }
 
     #[test]
     fn files_are_known_by_their_ending() {

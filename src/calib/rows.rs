@@ -74,8 +74,9 @@ pub struct Want {
     pub rows: Option<usize>,
     /// Tokens in each; none is [`DEFAULT_SEQ_LEN`] or the model's context.
     pub seq_len: Option<usize>,
-    /// None takes the first rows, of the built-in text some from all over it. A seed draws rows from the whole data, without replacement, and keeps their order.
-    /// Of a data set of several files on the Hub it shuffles the files, and no more are read than have rows enough.
+    /// None takes the first rows, of the built-in text some from all over it. A seed draws rows from the whole data,
+    /// without replacement, and keeps their order. Of a data set of several files on the Hub it shuffles the files, and
+    /// no more are read than have rows enough.
     pub seed: Option<u64>,
 }
 
@@ -390,7 +391,7 @@ fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
 }
 
 /// `size` of the rows, at equal distances; all, if there are no more.
-fn spread(rows: Vec<Vec<u32>>, size: usize) -> Vec<Vec<u32>> {
+pub(super) fn spread(rows: Vec<Vec<u32>>, size: usize) -> Vec<Vec<u32>> {
     let total = rows.len();
     let taken = |i: usize| total <= size || (i * size) / total != ((i + 1) * size) / total;
     rows.into_iter().enumerate().filter(|(i, _)| taken(*i)).map(|(_, row)| row).collect()

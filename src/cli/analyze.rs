@@ -1,5 +1,6 @@
 //! `llm-quantize analyze ...`.
 
+mod importance;
 mod quality;
 
 use super::Global;
@@ -7,7 +8,7 @@ use super::output::Output;
 use super::terminal::Terminal;
 use crate::error::Result;
 
-/// Look into a model
+/// Look into a model: what matters in it, and what quantization does to it
 #[derive(Debug, clap::Args)]
 #[command(arg_required_else_help = true)]
 pub(super) struct Args {
@@ -17,11 +18,13 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    Importance(Box<importance::Args>),
     Quality(Box<quality::Args>),
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
     match &args.what {
+        What::Importance(args) => importance::run(args, global, output, terminal),
         What::Quality(args) => quality::run(args, global, output, terminal),
     }
 }

@@ -52,7 +52,11 @@ impl DataArgs {
         Rows::cut(&self.dataset(cancel, progress)?, encoder, limits, want, cancel, progress)
     }
 
-    fn dataset(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<Dataset> {
+    /// The data set that the options name.
+    ///
+    /// # Errors
+    /// `Usage` for options that contradict each other; what [`Dataset::open`] fails with.
+    pub fn dataset(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<Dataset> {
         let selection = Selection {
             config: self.dataset_config.clone(),
             split: self.dataset_split.clone(),

@@ -17,13 +17,16 @@ use crate::pipeline::evaluate::{Config, Report, TextConfig, evaluate};
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Directory of a Hugging Face model, or its name on the Hub (org/name)
+    /// A .gguf file, the directory of a Hugging Face model, or its name on the Hub (org/name)
     model: String,
     /// What the model is compared with: usually the one that it was quantized from
     #[arg(long, value_name = "MODEL")]
     reference: Option<String>,
+    /// Text to evaluate on: UTF-8, or the texts of a .jsonl, .json or .parquet file (column text or content)
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
     #[command(flatten)]
-    text: TextArgs,
+    cut: CutArgs,
     /// Write the result as JSON into a file too
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -31,10 +34,10 @@ pub(super) struct Args {
     #[arg(long)]
     force: bool,
     /// Exit with 11 if the perplexity is larger
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = limit)]
     max_ppl: Option<f64>,
     /// Exit with 11 if the mean KL divergence (nats) is larger
-    #[arg(long, value_name = "X", requires = "reference")]
+    #[arg(long, value_name = "X", value_parser = limit, requires = "reference")]
     max_kld: Option<f64>,
     /// Accept a key of config.json that is not understood; may be repeated
     #[arg(long, value_name = "KEY")]
@@ -45,16 +48,13 @@ const EXAMPLES: &str = "\
 Examples:
   llm-quantize evaluate ./Llama-3.1-8B --data wiki.test.raw
   llm-quantize evaluate ./Llama-3.1-8B --data wiki.test.raw --protocol llama.cpp --chunks 32
-  llm-quantize evaluate ./Llama-3.1-8B-4bit --reference ./Llama-3.1-8B --data wiki.test.raw --max-kld 0.05
+  llm-quantize evaluate Llama-3.1-8B-Q4_K_M.gguf --reference ./Llama-3.1-8B --data wiki.test.raw --max-kld 0.05
 
 Perplexities can be compared only if text, protocol and window are the same.";
 
-/// A text, and how it is cut.
+/// How a text is cut.
 #[derive(Debug, clap::Args)]
-pub(super) struct TextArgs {
-    /// Text to evaluate on, UTF-8
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+pub(super) struct CutArgs {
     /// How the text is cut, and what is scored
     #[arg(long, value_enum, default_value_t = Protocol::Full)]
     protocol: Protocol,
@@ -68,17 +68,18 @@ pub(super) struct TextArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Protocol {
-    /// Windows back to back, every next token scored, as in the tables of papers
+    /// Windows back to back, the next token scored at every position, as for the tables of papers
     Full,
     /// As llama-perplexity: BOS before each window, its second half scored
     #[value(name = "llama.cpp")]
     LlamaCpp,
 }
 
-impl TextArgs {
-    pub(super) fn config(&self) -> TextConfig {
+impl CutArgs {
+    /// The text of a file, or the one that is built in.
+    pub(super) fn text(&self, data: Option<PathBuf>) -> TextConfig {
         TextConfig {
-            data: self.data.clone(),
+            data,
             protocol: match self.protocol {
                 Protocol::Full => windows::Protocol::Full,
                 Protocol::LlamaCpp => windows::Protocol::LlamaCpp,
@@ -94,7 +95,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
     let config = Config {
         model: args.model.clone(),
         reference: args.reference.clone(),
-        text: args.text.config(),
+        text: args.cut.text(Some(args.data.clone())),
         ignore_config: args.ignore_config.clone(),
         threads: global.threads(),
     };
@@ -118,15 +119,19 @@ fn judge(args: &Args, found: &Evaluation) -> Result<()> {
         Err(Error::new(Kind::Quality, format!("the {what} is {found:.6}, larger than {option} {limit}"))
             .hint("Quantize with more bits, smaller groups or better calibration data."))
     };
-    // Written so that what cannot be compared is too large.
-    if let Some(limit) = args.max_ppl.filter(|limit| !(found.perplexity <= *limit)) {
+    if let Some(limit) = args.max_ppl.filter(|limit| found.perplexity > *limit) {
         return worse("perplexity", found.perplexity, "--max-ppl", limit);
     }
-    let kl = found.comparison.as_ref().map_or(f64::NAN, |c| c.kl_divergence);
-    if let Some(limit) = args.max_kld.filter(|limit| !(kl <= *limit)) {
-        return worse("mean KL divergence", kl, "--max-kld", limit);
+    if let (Some(limit), Some(comparison)) = (args.max_kld, &found.comparison)
+        && comparison.kl_divergence > limit
+    {
+        return worse("mean KL divergence", comparison.kl_divergence, "--max-kld", limit);
     }
     Ok(())
+}
+
+fn limit(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x| *x >= 0.0).ok_or_else(|| "not a number from 0 on".into())
 }
 
 fn describe(report: &Report) -> String {

@@ -1,6 +1,7 @@
 //! The command line: arguments in, text or JSON out. The only place that prints.
 
 mod analyze;
+mod checkpoints;
 pub mod data;
 mod evaluate;
 mod info;
@@ -42,10 +43,12 @@ Examples:
   llm-quantize quantize ./Llama-3.1-8B-Instruct gguf -q Q4_K_M
   llm-quantize quantize Qwen/Qwen2.5-7B-Instruct gguf -q Q5_K_M --imatrix imatrix.gguf
   llm-quantize evaluate ./Llama-3.1-8B-Instruct --data wiki.test.raw
+  llm-quantize analyze importance ./Llama-3.1-8B-Instruct -o imatrix.gguf
   llm-quantize info model-Q4_K_M.gguf
 
 Exit codes: 0 done, 1 error, 2 usage or output exists, 3 model not found, 4 login needed, 5 out of memory or disk,
-6 invalid input or output, 8 not supported, 11 worse than asked for, 130 interrupted.";
+6 invalid input or output, 7 checkpoint unusable, 8 not supported, 11 worse than
+asked for, 130 interrupted.";
 
 /// Options of every command.
 #[derive(Debug, Clone, clap::Args)]

@@ -187,14 +187,14 @@ mod tests {
 
     #[test]
     fn an_evaluation_sums_up_by_token_position_and_window() {
-        let tokens: Vec<u32> = (0..6).collect();
-        let windows = Windows::cut(Protocol::Full, &tokens, None, 3, None).unwrap();
+        let tokens: Vec<u32> = (0..5).collect();
+        let windows = Windows::cut(Protocol::Full, &tokens, None, 2, None).unwrap();
         let scores = [
             vec![score(1.0, 0.1, true), score(2.0, 0.3, false)],
             vec![score(3.0, 0.5, true), score(2.0, 0.7, true)],
         ];
         let found = Evaluation::new(&windows, &scores);
-        assert_eq!((found.tokens, found.windows, found.ctx), (4, 2, 3));
+        assert_eq!((found.tokens, found.windows, found.ctx), (4, 2, 2));
         assert!((found.perplexity - 2f64.exp()).abs() < 1e-12);
         assert_eq!(found.positions.position, [0, 1]);
         assert_eq!(found.positions.nll, [2.0, 2.0]);

@@ -72,9 +72,8 @@ fn score_by(
     let vocab = computed().map(|c| c.decoder.vocab()).min().unwrap_or_default();
     let width = computed().map(|c| c.decoder.hidden()).max().unwrap_or_default();
     let rows = (piece_bytes / size_of::<f32>() / width).clamp(1, vocab);
-    let mut states: Vec<Vec<State>> = (0..windows.len())
-        .map(|i| windows.targets(i).iter().map(|target| State::new(*target, reference.is_some())).collect())
-        .collect();
+    let new = |targets: &Vec<u32>| targets.iter().map(|t| State::new(*t, reference.is_some())).collect();
+    let mut states: Vec<Vec<State>> = windows.targets().iter().map(new).collect();
     let tokens = states.iter().map(Vec::len).sum::<usize>() as u64;
     progress.begin("Scoring", tokens, Unit::Tokens);
     let scored: Result<()> = (0..vocab).step_by(rows).try_for_each(|start| {
@@ -256,7 +255,7 @@ mod tests {
                 assert_eq!(compared[i].len(), windows.scored().len());
                 for (j, position) in windows.scored().enumerate() {
                     let found = compared[i][j];
-                    let right = expected(&model[position], &reference[position], windows.targets(i)[j]);
+                    let right = expected(&model[position], &reference[position], windows.targets()[i][j]);
                     let near =
                         |a: f64, b: f64| assert!((a - b).abs() < 1e-5, "{bytes}: {found:?}, {right:?}");
                     near(found.nll, right.nll);
@@ -274,7 +273,7 @@ mod tests {
     #[test]
     fn a_stopped_job_scores_nothing() {
         let (model, tensors) = open("llama");
-        let windows = Windows::cut(Protocol::Full, &[1, 2, 3, 4], None, 4, None).unwrap();
+        let windows = Windows::cut(Protocol::Full, &[1, 2, 3, 4], None, 3, None).unwrap();
         let decoder = Decoder::new(&model, &tensors).unwrap();
         let hidden = Hidden::embed(&decoder, windows.inputs()).unwrap();
         let cancel = Cancel::new();

@@ -9,9 +9,10 @@ use crate::error::{Error, Kind, Result};
 /// How a text is cut and what is scored. Perplexities of different protocols cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Protocol {
-    /// Windows back to back; every token of a window is predicted from those before it, the first excepted. BOS stands
-    /// before the whole text if the model wants it, as transformers' tokenizers put it. This is how the tables of papers
-    /// are made (GPTQ, AWQ and those that compare with them).
+    /// Windows back to back; at every position the next token is scored, at a window's last one that with which the next
+    /// window begins. BOS stands before the whole text if the model wants it, as transformers' tokenizers put it. The
+    /// tables of papers (GPTQ, AWQ and those that compare with them) are made so, except that most leave out the one
+    /// prediction at each window's end: of 2048 it moves the result by some hundredths of a percent.
     #[serde(rename = "full")]
     Full,
     /// What `llama-perplexity` does: each window begins with BOS, in place of its first token, if the model wants it, and
@@ -48,18 +49,20 @@ impl Protocol {
     /// The positions in a window of `ctx` tokens whose next token is scored.
     pub fn scored(self, ctx: usize) -> Range<usize> {
         match self {
-            Protocol::Full => 0..ctx - 1,
+            Protocol::Full => 0..ctx,
             Protocol::LlamaCpp => ctx / 2..ctx - 1,
         }
     }
 }
 
-/// Windows of equal length. What is left of the text after the last whole one is not used.
+/// Windows of equal length, and the tokens that they are scored on. What is left of the text after the last whole one is not
+/// used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
     protocol: Protocol,
     ctx: usize,
     windows: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
 }
 
 impl Windows {
@@ -83,19 +86,27 @@ impl Windows {
             ));
         }
         let all: Vec<u32> = bos.iter().chain(tokens).copied().collect();
-        let mut windows: Vec<Vec<u32>> =
-            all.chunks_exact(ctx).take(limit.unwrap_or(usize::MAX)).map(<[u32]>::to_vec).collect();
-        if windows.is_empty() {
+        let scored = protocol.scored(ctx);
+        // With the tokens up to the one after the last scored position.
+        let whole = ctx.max(scored.end + 1);
+        let starts = (0..all.len()).step_by(ctx).take_while(|start| start + whole <= all.len());
+        let starts: Vec<usize> = starts.take(limit.unwrap_or(usize::MAX)).collect();
+        if starts.is_empty() {
             return Err(Error::new(
                 Kind::Invalid,
-                format!("the text has {} tokens, which do not fill a window of {ctx}", all.len()),
+                format!("the text has {} tokens; a window of {ctx} takes {whole}", all.len()),
             )
             .hint("Pass a longer text with --data, or shorter windows with --ctx."));
         }
+        let take = |range: Range<usize>| {
+            starts.iter().map(|i| all[i + range.start..i + range.end].to_vec()).collect()
+        };
+        let mut windows: Vec<Vec<u32>> = take(0..ctx);
+        let targets = take(scored.start + 1..scored.end + 1);
         if let (Protocol::LlamaCpp, Some(bos)) = (protocol, bos) {
             windows.iter_mut().for_each(|window| window[0] = bos);
         }
-        Ok(Windows { protocol, ctx, windows })
+        Ok(Windows { protocol, ctx, windows, targets })
     }
 
     /// How they were cut.
@@ -128,10 +139,9 @@ impl Windows {
         self.protocol.scored(self.ctx)
     }
 
-    /// The tokens that window `i` is scored on.
-    pub fn targets(&self, i: usize) -> &[u32] {
-        let scored = self.scored();
-        &self.windows[i][scored.start + 1..scored.end + 1]
+    /// The tokens that follow the scored positions, window by window.
+    pub fn targets(&self) -> &[Vec<u32>] {
+        &self.targets
     }
 }
 
@@ -144,8 +154,12 @@ mod tests {
     #[test]
     fn full_windows_follow_each_other_with_bos_before_the_text() {
         let windows = Windows::cut(Protocol::Full, &TOKENS, Some(1), 4, None).unwrap();
-        assert_eq!(windows.inputs(), [[1, 10, 11, 12], [13, 14, 15, 16], [17, 18, 19, 20]]);
-        assert_eq!((windows.scored(), windows.targets(1)), (0..3, [14, 15, 16].as_slice()));
+        // The third window has no token after it to be scored.
+        assert_eq!(windows.inputs(), [[1, 10, 11, 12], [13, 14, 15, 16]]);
+        assert_eq!((windows.scored(), windows.targets()[1].clone()), (0..4, vec![14, 15, 16, 17]));
+        let windows = Windows::cut(Protocol::Full, &TOKENS, None, 5, None).unwrap();
+        assert_eq!(windows.inputs(), [[10, 11, 12, 13, 14], [15, 16, 17, 18, 19]]);
+        assert_eq!(windows.targets()[1], [16, 17, 18, 19, 20]);
         let windows = Windows::cut(Protocol::Full, &TOKENS, None, 4, Some(1)).unwrap();
         assert_eq!(windows.inputs(), [[10, 11, 12, 13]]);
     }
@@ -155,10 +169,10 @@ mod tests {
         let windows = Windows::cut(Protocol::LlamaCpp, &TOKENS, Some(1), 6, None).unwrap();
         assert_eq!(windows.inputs(), [[1, 10, 11, 12, 13, 14], [1, 16, 17, 18, 19, 20]]);
         // llama-perplexity scores n_ctx - 1 - n_ctx / 2 tokens.
-        assert_eq!((windows.scored(), windows.targets(1)), (3..5, [19, 20].as_slice()));
+        assert_eq!((windows.scored(), windows.targets()[1].clone()), (3..5, vec![19, 20]));
         let windows = Windows::cut(Protocol::LlamaCpp, &TOKENS, None, 5, None).unwrap();
         assert_eq!(windows.inputs(), [[10, 11, 12, 13, 14], [15, 16, 17, 18, 19]]);
-        assert_eq!(windows.targets(0), [13, 14]);
+        assert_eq!(windows.targets()[0], [13, 14]);
     }
 
     #[test]
@@ -166,7 +180,9 @@ mod tests {
         let kind = |protocol, ctx| Windows::cut(protocol, &TOKENS, None, ctx, None).unwrap_err().kind();
         assert_eq!(kind(Protocol::Full, 1), Kind::Usage);
         assert_eq!(kind(Protocol::LlamaCpp, 2), Kind::Usage);
-        assert_eq!(kind(Protocol::Full, 12), Kind::Invalid);
+        assert_eq!(kind(Protocol::Full, 11), Kind::Invalid);
+        assert_eq!(kind(Protocol::LlamaCpp, 12), Kind::Invalid);
+        assert!(Windows::cut(Protocol::Full, &TOKENS, None, 10, None).is_ok());
         assert!(Windows::cut(Protocol::LlamaCpp, &TOKENS, None, 3, None).is_ok());
     }
 }

@@ -1,8 +1,10 @@
 //! Knows the order in which things are done; nothing else does.
 
+pub mod checkpoint;
 pub mod evaluate;
 pub mod gguf;
 pub mod gptq;
+pub mod importance;
 pub mod inspect;
 pub mod memory;
 pub mod model;

@@ -27,7 +27,7 @@ pub fn analyze(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Res
         .as_deref()
         .ok_or_else(|| Error::new(Kind::Usage, "quality is measured against a reference"))?;
     in_pool(config.threads, || {
-        let text = config.text.read()?;
+        let text = config.text.read(cancel, progress)?;
         let open = |model: &str| OpenModel::open(model, &config.ignore_config, cancel, progress);
         let (model, reference) = (open(&config.model)?, open(reference_name)?);
         check_same_layers(&model, &reference)?;
@@ -53,7 +53,7 @@ pub fn analyze(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Res
             format: model.format,
             reference: reference_name.to_owned(),
             reference_format: reference.format,
-            data: config.text.data.display().to_string(),
+            data: config.text.source(),
             bits_per_weight: bits_per_weight(&tensors),
             reference_bits_per_weight: bits_per_weight(&tensor_bits(&reference.model, &*reference.weights)),
             evaluation: Evaluation::new(&windows, &scores),

@@ -20,6 +20,11 @@ pub trait Dense: Debug + Send + Sync {
     /// The tensor's shape, outermost dimension first; none if there is no such tensor.
     fn shape(&self, name: &str) -> Option<&[usize]>;
 
+    /// The type that the tensor's weights are stored in, if they are stored one by one.
+    fn float_type(&self, _name: &str) -> Option<FloatType> {
+        None
+    }
+
     /// Bits that each of the tensor's weights takes as it is stored, scales and zero points included; none if there is no
     /// such tensor.
     fn bits(&self, name: &str) -> Option<f64>;
@@ -41,6 +46,10 @@ impl Dense for Tensors {
 
     fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(&self.get(name)?.shape)
+    }
+
+    fn float_type(&self, name: &str) -> Option<FloatType> {
+        Some(self.get(name)?.dtype)
     }
 
     fn bits(&self, name: &str) -> Option<f64> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::checkpoint::Case;
-use crate::support::{Outcome, data, entries, model, run, text};
+use crate::support::{Outcome, data, entries, model, quantize, run, text};
 
 fn arguments(model: &Path, data: &Path, extra: &[&str]) -> Vec<String> {
     let (model, data) = (text(model), text(data));
@@ -42,15 +42,15 @@ fn assert_near(found: &Value, expected: f64, relative: f64) {
     assert!((found / expected - 1.0).abs() < relative, "{found} is not {expected}");
 }
 
-/// transformers 5.23 in float32: windows of 256 back to back, every next token.
+/// transformers 5.23 in float32: windows of 256 back to back, at every position the next token.
 #[test]
 fn perplexity_of_the_full_protocol_is_that_of_transformers() {
     let found = report(&model("tiny-llama"), &evaluation(), &["--ctx", "256"]);
-    assert_near(&found["perplexity"], 55.3226, 5e-5);
-    assert_eq!(found["protocol"], "full");
-    assert_eq!(found["chunks"].as_array().unwrap().len(), found["windows"]);
-    let tokens: u64 = found["chunks"].as_array().unwrap().iter().map(|c| c["tokens"].as_u64().unwrap()).sum();
-    assert_eq!(found["tokens"], tokens);
+    assert_near(&found["perplexity"], 55.318804, 1e-6);
+    assert_eq!((&found["protocol"], &found["tokens"]), (&json!("full"), &json!(103_936)));
+    let chunks = found["chunks"].as_array().unwrap();
+    assert_eq!((&found["windows"], chunks.len()), (&json!(406), 406));
+    assert!(chunks.iter().all(|chunk| chunk["tokens"] == 256));
 }
 
 /// `llama-perplexity -c 512` of the model in bfloat16.
@@ -61,6 +61,21 @@ fn perplexity_of_the_llama_cpp_protocol_is_that_of_llama_perplexity() {
     assert_eq!((&found["protocol"], &found["ctx"]), (&json!("llama.cpp"), &json!(512)));
     assert_eq!(found["positions"]["position"][0], 256);
     assert_eq!(found["positions"]["position"].as_array().unwrap().len(), 255);
+}
+
+/// Figures of `llama-perplexity -c 512`, which rounds activations to 8 bits where weights are quantized.
+#[test]
+fn perplexity_of_gguf_files_is_near_that_of_llama_perplexity() {
+    let out = tempfile::tempdir().unwrap();
+    for (level, expected) in [("Q4_K_M", 74.4699), ("Q2_K", 77.5404)] {
+        quantize(&model("tiny-llama"), level, out.path(), &["-n", level]).success();
+        let file = out.path().join(format!("{level}.gguf"));
+        let reference = text(&model("tiny-llama"));
+        let found = report(&file, &evaluation(), &["--protocol", "llama.cpp", "--reference", &reference]);
+        assert_near(&found["perplexity"], expected, 3e-3);
+        assert_near(&found["reference_perplexity"], 74.1737, 5e-4);
+        assert_eq!((&found["format"], &found["reference_format"]), (&json!("gguf"), &json!("hf")));
+    }
 }
 
 #[test]
@@ -214,6 +229,7 @@ fn a_model_that_is_worse_than_asked_for_has_its_own_exit_code() {
     assert_eq!((&json["status"], &json["error_code"]), (&json!("error"), &json!(11)));
     assert!(json["kl_divergence"].as_f64().unwrap() > 1e-9);
     evaluate(&case.model(), &data, &["--max-kld", "1"]).failure(2, &["--reference"]);
+    evaluate(&case.model(), &data, &["--max-ppl", "nan"]).failure(2, &["--max-ppl"]);
 }
 
 #[test]
@@ -228,10 +244,27 @@ fn texts_that_cannot_be_used_are_refused() {
     refused("empty.txt", b"", 6, &["empty.txt", "no text"]);
     refused("blank.txt", b" \n\n\t", 6, &["blank.txt", "no text"]);
     refused("latin.txt", b"caf\xe9 au lait", 6, &["latin.txt", "not UTF-8", "byte 3"]);
-    refused("short.txt", b"Call me Ishmael.", 6, &["tokens", "window of 64", "--ctx"]);
+    refused("short.txt", b"Call me Ishmael.", 6, &["tokens", "window of 64 takes 65", "--ctx"]);
     let missing = dir.path().join("missing.txt");
     evaluate(&model("tiny-llama"), &missing, &[]).failure(3, &["missing.txt"]);
     evaluate(&model("tiny-llama"), dir.path(), &[]).failure(1, &["cannot read --data"]);
+}
+
+#[test]
+fn the_texts_of_records_are_joined_by_empty_lines() {
+    let (dir, data) = short_text();
+    let all = fs::read_to_string(&data).unwrap();
+    let (a, b) = all.split_at(1000);
+    let (jsonl, txt) = (dir.path().join("two.jsonl"), dir.path().join("one.txt"));
+    fs::write(&jsonl, format!("{}\n{}\n", json!({"text": a}), json!({"text": b}))).unwrap();
+    fs::write(&txt, format!("{a}\n\n{b}")).unwrap();
+    let perplexity =
+        |data: &Path| report(&model("tiny-llama"), data, &["--ctx", "128"])["perplexity"].clone();
+    assert_eq!(perplexity(&jsonl), perplexity(&txt));
+    fs::write(&jsonl, json!({"messages": [{"role": "user", "content": a}]}).to_string()).unwrap();
+    evaluate(&model("tiny-llama"), &jsonl, &[]).failure(8, &["two.jsonl", "conversations"]);
+    fs::write(&jsonl, "{").unwrap();
+    evaluate(&model("tiny-llama"), &jsonl, &[]).failure(6, &["two.jsonl"]);
 }
 
 #[test]

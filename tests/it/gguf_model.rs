@@ -10,14 +10,16 @@ use llm_quantize::error::{Error, Kind};
 use llm_quantize::format::gguf::reader::Reader;
 use llm_quantize::format::gguf::writer::{Layout, Writer};
 use llm_quantize::format::gguf::{Array, GgmlType, Metadata, Value, blocks};
-use llm_quantize::pipeline::model::OpenModel;
+use llm_quantize::pipeline::model::{OpenModel, gguf};
 use llm_quantize::progress::Silent;
 use llm_quantize::source::config::Config;
 use llm_quantize::source::dense::Dense;
 use llm_quantize::source::safetensors::Tensors;
 use llm_quantize::source::tokenizer::encoder::Encoder;
+use serde_json::json;
 use tempfile::TempDir;
 
+use crate::checkpoint::Case;
 use crate::support::{data, model, quantize, text};
 
 const MODELS: &[&str] = &[
@@ -124,6 +126,46 @@ fn every_configuration_comes_back() {
 }
 
 #[test]
+fn every_kind_of_rope_comes_back() {
+    let factors = |from: i32| (from..from + 12).map(|i| f64::from(i) / 10.0).collect::<Vec<_>>();
+    let cases = [
+        ("llama", json!({"rope_type": "linear", "factor": 2.5, "rope_theta": 12345.5})),
+        (
+            "qwen2",
+            json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e6,
+                "beta_fast": 16.0, "attention_factor": 1.25}),
+        ),
+        (
+            "smollm3",
+            json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64, "rope_theta": 5e5}),
+        ),
+        (
+            "phi3",
+            json!({"rope_type": "longrope", "short_factor": factors(10), "long_factor": factors(20),
+                "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75, "rope_theta": 1e4}),
+        ),
+        (
+            "gemma3",
+            json!({"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}),
+        ),
+    ];
+    for (name, rope) in cases {
+        let case = Case::of(name);
+        case.edit("config.json", |config| {
+            config["rope_parameters"] = rope;
+            config["original_max_position_embeddings"] = json!(64);
+        });
+        case.quantize("BF16", &["-n", "model.gguf"]).success();
+        let opened = open(&case.out().join("model.gguf")).unwrap();
+        let original = Model::read(Config::load(&case.model()).unwrap(), &[]).unwrap().hyper;
+        let found = &opened.model.hyper;
+        assert_eq!((&found.rope, found.rope_theta_swa), (&original.rope, original.rope_theta_swa), "{name}");
+    }
+}
+
+#[test]
 fn all_weights_come_back() {
     for name in MODELS {
         let original = Tensors::open(&model(name)).unwrap();
@@ -197,6 +239,21 @@ fn tokenizers_give_the_ids_of_the_original() {
         assert!(opened.encoder.same_vocabulary(&original), "{name}");
         let other = Encoder::open(&model(if *name == "llama" { "llama-spm" } else { "tiny-llama" })).unwrap();
         assert_eq!(opened.encoder.same_vocabulary(&other), *name == "tiny-llama", "{name}");
+    }
+}
+
+#[test]
+fn tokenizers_are_saved_as_hugging_face_has_them() {
+    let texts = std::fs::read_to_string(data("golden/tokens/lines.txt")).unwrap();
+    for name in ["llama-spm", "gemma2", "qwen2"] {
+        let (dir, path) = made(name, "Q8_0");
+        let opened = open(&path).unwrap().encoder;
+        gguf::tokenizer(&path).unwrap().save(dir.path()).unwrap();
+        let saved = Encoder::open(dir.path()).unwrap();
+        assert_eq!(saved.special(), opened.special(), "{name}");
+        for line in texts.lines() {
+            assert_eq!(saved.encode(line).unwrap(), opened.encode(line).unwrap(), "{name}: {line:?}");
+        }
     }
 }
 
@@ -349,6 +406,11 @@ fn a_file_is_known_by_its_first_bytes() {
     let (dir, path) = made("llama", "Q8_0");
     let other = dir.path().join("model.bin");
     std::fs::rename(&path, &other).unwrap();
+    open(&other).unwrap();
+    // Version 2 differs in nothing that is used here.
+    let mut old = std::fs::read(&other).unwrap();
+    old[4] = 2;
+    std::fs::write(&other, old).unwrap();
     open(&other).unwrap();
     for (name, bytes, kind) in [
         ("short.gguf", &b"GG"[..], Kind::Invalid),

@@ -44,8 +44,12 @@ mod hub_commands;
 mod hub_server;
 /// Importance matrices that llama-imatrix wrote, and damaged ones.
 mod imatrix;
+/// Importance matrices that the program makes.
+mod importance;
 /// Signals in the middle of the work.
 mod interrupt;
+/// Runs that are killed and go on.
+mod kill;
 /// How much memory the work takes.
 mod memory;
 /// Options of `quantize` that change what is written.

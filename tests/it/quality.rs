@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Case;
 use crate::evaluate::{rounded, short_text};
-use crate::support::{Outcome, entries, model, run, text};
+use crate::support::{Outcome, entries, model, quantize, run, text};
 
 fn quality(model: &Path, reference: &Path, data: &Path, extra: &[&str]) -> Outcome {
     let (model, reference, data) = (text(model), text(reference), text(data));
@@ -181,6 +181,23 @@ fn people_get_a_table_and_a_page() {
     quality(&rough.model(), &case.model(), &data, &args).failure(2, &["exists", "--force"]);
 }
 
+/// A GGUF file: bits are those of its types, and the text is the built-in one.
+#[test]
+fn bits_are_those_of_the_types() {
+    let out = tempfile::tempdir().unwrap();
+    quantize(&model("tiny-llama"), "Q4_0", out.path(), &["-n", "q", "--pure"]).success();
+    let (file, reference) = (text(&out.path().join("q.gguf")), text(&model("tiny-llama")));
+    let args = ["analyze", "quality", &file, "--reference", &reference, "--ctx", "128", "--chunks", "2"];
+    let found = run(&[&args[..], &["--format", "json"]].concat()).success().json();
+    assert_eq!((&found["bits_per_weight"], &found["reference_bits_per_weight"]), (&json!(4.5), &json!(16.0)));
+    assert_eq!((&found["data"], &found["windows"]), (&json!("built-in"), &json!(2)));
+    for layer in found["layers"].as_array().unwrap() {
+        assert!(linears(layer).iter().all(|(_, nmse)| (1e-3..0.05).contains(nmse)), "{layer}");
+    }
+    let said = run(&args).success();
+    assert!(said.stderr.contains("built-in text"), "{}", said.stderr);
+}
+
 /// Every element that is opened is closed, in order; quotes are balanced within tags.
 #[track_caller]
 fn assert_well_formed(html: &str) {
@@ -204,6 +221,6 @@ fn models_without_the_same_layers_are_refused() {
     let fewer = Case::of("tiny-llama");
     fewer.edit("config.json", |c| c["num_hidden_layers"] = json!(3));
     quality(&fewer.model(), &model("tiny-llama"), &data, &[]).failure(6, &["layers 3 and 4", "evaluate"]);
-    run(&["analyze", "quality", "x", "--data", "y"]).failure(2, &["--reference"]);
+    run(&["analyze", "quality", "x"]).failure(2, &["--reference"]);
     run(&["analyze"]).failure(2, &["quality"]);
 }

@@ -1,11 +1,13 @@
 //! The hidden states of all windows between two layers.
 
-use candle_core::Tensor;
+use std::io::{self, Read, Write};
+
+use candle_core::{Device, Tensor};
 
 use super::layer::Held;
 use super::{Context, Decoder, Layer, Tap};
 use crate::cancel::Cancel;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// Tokens that go through a layer at a time: enough for fast matrix products, and their activations are small beside the
 /// layer's weights.
@@ -55,18 +57,54 @@ impl Hidden {
     /// # Errors
     /// As [`Decoder::embed`].
     pub fn embed(decoder: &Decoder<'_>, windows: &[Vec<u32>]) -> Result<Hidden> {
-        let mut batches = Vec::new();
-        for equal in windows.chunk_by(|a, b| a.len() == b.len()) {
-            let length = equal[0].len();
-            for batch in equal.chunks((BATCH_TOKENS / length.max(1)).max(1)) {
-                batches.push(Batch {
-                    states: decoder.embed(batch)?,
-                    context: decoder.context(length),
-                    held: None,
-                });
-            }
+        let batch = |batch: &[Vec<u32>]| {
+            Ok(Batch { states: decoder.embed(batch)?, context: decoder.context(batch[0].len()), held: None })
+        };
+        Ok(Hidden { batches: batches(windows).map(batch).collect::<Result<_>>()? })
+    }
+
+    /// The states of `windows` as [`Hidden::write`] has written them.
+    ///
+    /// # Errors
+    /// `Other` if they cannot be read, `Invalid` if there are too few.
+    pub fn read(decoder: &Decoder<'_>, windows: &[Vec<u32>], input: &mut dyn Read) -> Result<Hidden> {
+        let width = decoder.model.hyper.hidden;
+        let mut batch = |batch: &[Vec<u32>]| {
+            let length = batch[0].len();
+            let mut values = vec![0f32; batch.len() * length * width];
+            input.read_exact(bytemuck::cast_slice_mut(&mut values)).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => Error::new(Kind::Invalid, "there are too few hidden states"),
+                _ => Error::io("cannot read hidden states", e),
+            })?;
+            values.iter_mut().for_each(|v| *v = f32::from_bits(u32::from_le(v.to_bits())));
+            let states = Tensor::from_vec(values, (batch.len(), length, width), &Device::Cpu)?;
+            Ok(Batch { states, context: decoder.context(length), held: None })
+        };
+        Ok(Hidden { batches: batches(windows).map(&mut batch).collect::<Result<_>>()? })
+    }
+
+    /// Writes all states, window after window: float32, little-endian, [`Hidden::bytes`] of them.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        for batch in &self.batches {
+            let mut values =
+                batch.states.flatten_all().and_then(|s| s.to_vec1::<f32>()).map_err(io::Error::other)?;
+            values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits().to_le()));
+            out.write_all(bytemuck::cast_slice(&values))?;
         }
-        Ok(Hidden { batches })
+        Ok(())
+    }
+
+    /// How many bytes [`Hidden::write`] writes.
+    pub fn bytes(&self) -> u64 {
+        self.batches.iter().map(|b| (b.states.elem_count() * size_of::<f32>()) as u64).sum()
+    }
+
+    /// The states of all windows, batch by batch: `[windows, tokens, hidden]`.
+    pub fn states(&self) -> impl Iterator<Item = &Tensor> {
+        self.batches.iter().map(|batch| &batch.states)
     }
 
     /// Takes all windows through one layer, in order; `tap` sees what goes into its matrices, batch by batch.
@@ -134,4 +172,11 @@ impl Hidden {
     pub fn tokens(&self) -> usize {
         self.batches.iter().map(|b| b.states.dims()[0] * b.states.dims()[1]).sum()
     }
+}
+
+/// Windows of one length that go through a layer together.
+fn batches(windows: &[Vec<u32>]) -> impl Iterator<Item = &[Vec<u32>]> {
+    windows
+        .chunk_by(|a, b| a.len() == b.len())
+        .flat_map(|equal| equal.chunks((BATCH_TOKENS / equal[0].len().max(1)).max(1)))
 }

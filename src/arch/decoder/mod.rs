@@ -78,6 +78,13 @@ impl<'a> Decoder<'a> {
         Ok(Decoder { model, weights: Weights::new(model, tensors), schedule: schedule::read(model)? })
     }
 
+    /// The same decoder, but the inputs of matrices that are stored in bfloat16 are rounded to bfloat16, as llama.cpp does
+    /// on a CPU. Products are summed in float32 in any case.
+    pub fn with_rounded_inputs(mut self) -> Decoder<'a> {
+        self.weights.rounds = true;
+        self
+    }
+
     /// Number of layers.
     pub fn layers(&self) -> usize {
         self.schedule.len()

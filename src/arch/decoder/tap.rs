@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::arch::spec::ArchSpec;
+use crate::arch::spec::{ArchSpec, TensorRule};
 use crate::error::Result;
 
 /// Sees the inputs of linear layers.
@@ -48,23 +48,46 @@ pub enum Input {
     Expert(usize),
     /// Of down of one expert: `[tokens routed there, expert_feed_forward]`.
     ExpertDown(usize),
+    /// Of the head, after the last norm: `[tokens, hidden]`. Its layer is the number of layers.
+    Head,
 }
 
 impl LinearId {
     /// The matrices' names in GGUF. Those of one expert lie in the tensor of them all.
     pub fn tensors(self, spec: &ArchSpec) -> Vec<String> {
-        let all: &[&str] = match self.input {
-            Input::Attention => &["attn_q", "attn_k", "attn_v", "attn_qkv"],
-            Input::AttentionOutput => &["attn_output"],
-            Input::FeedForward => &["ffn_gate", "ffn_up"],
-            Input::Down => &["ffn_down"],
-            Input::Router => &["ffn_gate_inp"],
-            Input::Expert(_) => &["ffn_gate_exps", "ffn_up_exps"],
-            Input::ExpertDown(_) => &["ffn_down_exps"],
+        self.rules(spec).map(|rule| rule.gguf.replace("{}", &self.layer.to_string())).collect()
+    }
+
+    /// The modules that they are in transformers, within the layer: `self_attn.q_proj`.
+    pub fn modules(self, spec: &ArchSpec) -> Vec<String> {
+        let expert = match self.input {
+            Input::Expert(expert) | Input::ExpertDown(expert) => expert,
+            _ => 0,
         };
-        all.iter()
-            .filter(|stem| spec.rule(&format!("blk.{{}}.{stem}.weight")).is_some())
-            .map(|stem| format!("blk.{}.{stem}.weight", self.layer))
-            .collect()
+        let within = |rule: &TensorRule| {
+            let name = rule.hf.trim_start_matches("model.layers.{}.").trim_end_matches(".weight");
+            name.replace("{e}", &expert.to_string())
+        };
+        self.rules(spec).map(within).collect()
+    }
+
+    /// The rules of the matrices, as far as the family has them.
+    fn rules(self, spec: &ArchSpec) -> impl Iterator<Item = &'static TensorRule> {
+        let names: &[&str] = match self.input {
+            Input::Attention => &[
+                "blk.{}.attn_q.weight",
+                "blk.{}.attn_k.weight",
+                "blk.{}.attn_v.weight",
+                "blk.{}.attn_qkv.weight",
+            ],
+            Input::AttentionOutput => &["blk.{}.attn_output.weight"],
+            Input::FeedForward => &["blk.{}.ffn_gate.weight", "blk.{}.ffn_up.weight"],
+            Input::Down => &["blk.{}.ffn_down.weight"],
+            Input::Router => &["blk.{}.ffn_gate_inp.weight"],
+            Input::Expert(_) => &["blk.{}.ffn_gate_exps.weight", "blk.{}.ffn_up_exps.weight"],
+            Input::ExpertDown(_) => &["blk.{}.ffn_down_exps.weight"],
+            Input::Head => &["output.weight"],
+        };
+        names.iter().filter_map(|name| spec.rule(name))
     }
 }

@@ -11,6 +11,7 @@ use crate::arch::Model;
 use crate::arch::spec::Need;
 use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
+use crate::source::safetensors::FloatType;
 
 /// Which of the tensors of one kind.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,6 +33,8 @@ pub(super) struct Weights<'a> {
     model: &'a Model,
     tensors: &'a dyn Dense,
     canonical: BTreeMap<String, &'a str>,
+    /// Whether inputs of bfloat16 matrices are rounded to their type.
+    pub(super) rounds: bool,
 }
 
 impl<'a> Weights<'a> {
@@ -41,7 +44,7 @@ impl<'a> Weights<'a> {
             .into_iter()
             .filter_map(|name| Some((model.spec.canonical(name)?, name)))
             .collect();
-        Weights { model, tensors, canonical }
+        Weights { model, tensors, canonical, rounds: false }
     }
 
     /// The tensor with the name `gguf`, where `{}` stands for the layer, if the family and the model have it.
@@ -114,7 +117,7 @@ impl<'a> Weights<'a> {
             Some(bias) => Some(self.load_all(&bias)?),
             None => None,
         };
-        Ok(Some(Linear { weight: self.load_all(&weight)?, bias }))
+        Ok(Some(Linear { weight: self.load_all(&weight)?, bias, rounds: self.rounds_inputs(&weight, stem) }))
     }
 
     /// The same, if the computation cannot do without.
@@ -125,7 +128,12 @@ impl<'a> Weights<'a> {
     /// Some rows of the matrix `blk.{}.STEM.weight`, which holds several.
     pub(super) fn need_rows(&self, stem: &str, rows: Range<usize>, at: At) -> Result<Linear> {
         let found = self.need(&format!("blk.{{}}.{stem}.weight"), at)?;
-        Ok(Linear { weight: self.load(&found, rows)?, bias: None })
+        Ok(Linear { weight: self.load(&found, rows)?, bias: None, rounds: self.rounds_inputs(&found, stem) })
+    }
+
+    /// Whether the inputs of this matrix are rounded. Routers are float32 in llama.cpp, whatever the checkpoint has.
+    fn rounds_inputs(&self, found: &Found<'_>, stem: &str) -> bool {
+        self.rounds && stem != "ffn_gate_inp" && self.tensors.float_type(found.name) == Some(FloatType::BF16)
     }
 
     /// Whether the family has this matrix in its layers.

@@ -1,7 +1,6 @@
 //! Text files, whole or line by line.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,7 +9,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 use super::record::{Place, sample};
-use super::{Sample, Sink};
+use super::{Sample, Sink, open_file};
 use crate::error::{Error, Kind, Result};
 
 /// The most that is held of a file at once: a whole text, a JSON document or one line.
@@ -27,7 +26,7 @@ pub(super) struct TextFile<'a> {
 
 impl<'a> TextFile<'a> {
     pub(super) fn open(path: &Path, name: &'a str) -> Result<TextFile<'a>> {
-        let file = File::open(path).map_err(|e| Error::io(format!("cannot open {name}"), e))?;
+        let file = open_file(path, name)?;
         let packed = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
         let reader: Box<dyn BufRead> = match packed {
             true => Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(file))),

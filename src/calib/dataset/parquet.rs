@@ -1,7 +1,6 @@
 //! Parquet files: one column of text or of conversations.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
@@ -13,9 +12,9 @@ use parquet::record::Field;
 use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
-use super::Sink;
 use super::record::{COLUMNS, Place, of_column};
-use crate::error::{Error, Result};
+use super::{Sink, open_file};
+use crate::error::Result;
 
 /// The samples of a `.parquet` file.
 pub(super) fn records(
@@ -25,7 +24,7 @@ pub(super) fn records(
     sink: &mut Sink<'_>,
 ) -> Result<ControlFlow<()>> {
     let place = Place { file: name, at: None };
-    let file = File::open(path).map_err(|e| Error::io(format!("cannot open {name}"), e))?;
+    let file = open_file(path, name)?;
     let reader = guarded(&place, || SerializedFileReader::new(file))?;
     let schema = reader.metadata().file_metadata().schema();
     let names = || schema.get_fields().iter().map(|field| field.name());

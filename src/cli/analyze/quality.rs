@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use crate::cli::evaluate::{TextArgs, figures};
+use crate::calib::builtin;
+use crate::cli::evaluate::{CutArgs, figures};
 use crate::cli::output::{Output, duration, fields};
 use crate::cli::result_file::ResultFile;
 use crate::cli::terminal::Terminal;
@@ -13,18 +14,23 @@ use crate::eval::html;
 use crate::eval::quality::Quality;
 use crate::pipeline::evaluate::Config;
 use crate::pipeline::quality::analyze;
+use crate::progress::Progress;
 
 /// Show what a quantized model has lost, and in which layers and matrices
 #[derive(Debug, clap::Args)]
 #[command(after_help = NOTES)]
 pub(in crate::cli) struct Args {
-    /// Directory of a Hugging Face model, or its name on the Hub (org/name)
+    /// A .gguf file, the directory of a Hugging Face model, or its name on the Hub (org/name)
     model: String,
     /// The model that it was quantized from
     #[arg(long, value_name = "MODEL")]
     reference: String,
+    /// Text to compare on: UTF-8, or the texts of a .jsonl, .json or .parquet file (column text or content) [default: a
+    /// text that is built in]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
     #[command(flatten)]
-    text: TextArgs,
+    cut: CutArgs,
     /// Write the result as JSON into a file too
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -41,7 +47,7 @@ pub(in crate::cli) struct Args {
 
 const NOTES: &str = "\
 Example:
-  llm-quantize analyze quality ./Llama-3.1-8B-4bit --reference ./Llama-3.1-8B --data wiki.test.raw --chunks 16 \\
+  llm-quantize analyze quality Llama-3.1-8B-Q4_K_M.gguf --reference ./Llama-3.1-8B --data wiki.test.raw --chunks 16 \\
     --html quality.html
 
 Errors are normalised squares: of the difference, over those of the reference's values.
@@ -55,10 +61,13 @@ pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, termina
     let config = Config {
         model: args.model.clone(),
         reference: Some(args.reference.clone()),
-        text: args.text.config(),
+        text: args.cut.text(args.data.clone()),
         ignore_config: args.ignore_config.clone(),
         threads: global.threads(),
     };
+    if args.data.is_none() {
+        terminal.info(&format!("No --data: using the built-in text ({} kB)", builtin::size() / 1000));
+    }
     let quality = analyze(&config, &CANCEL, terminal)?;
     if let Some(file) = json {
         file.write_json(&quality)?;

@@ -23,7 +23,7 @@ use crate::progress::Progress;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "GGUF")]
 pub(super) struct Args {
-    /// Importance matrix by llama-imatrix, GGUF or .dat
+    /// Importance matrix by `analyze importance` or llama-imatrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// Type of the tensors whose name matches a regular expression; may be repeated, the first match wins

@@ -32,8 +32,8 @@ impl Axis {
         Axis { low, high, logarithmic, places }
     }
 
-    /// The same, from 0 on.
-    pub(super) fn from_zero(mut self) -> Axis {
+    /// The same with 0 in its range, which a logarithmic axis cannot have.
+    pub(super) fn with_zero(mut self) -> Axis {
         if !self.logarithmic {
             self.low = self.low.min(0.0);
         }
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn values_have_places_and_ticks_are_round() {
-        let axis = Axis::around([3.0, 47.0].into_iter(), false, [100.0, 0.0]).from_zero();
+        let axis = Axis::around([3.0, 47.0].into_iter(), false, [100.0, 0.0]).with_zero();
         assert_eq!((axis.place(0.0), axis.place(47.0)), (Some(100.0), Some(0.0)));
         assert_eq!(axis.ticks(5).iter().map(|(v, _)| *v).collect::<Vec<_>>(), [0.0, 10.0, 20.0, 30.0, 40.0]);
         let axis = Axis::around([0.0, 3e-5, 2e-2].into_iter(), true, [0.0, 4.0]);

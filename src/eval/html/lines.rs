@@ -37,7 +37,7 @@ impl Lines {
     pub(super) fn svg(&self) -> String {
         let points = || self.series.iter().flat_map(|s| &s.points);
         let x = Axis::around(points().map(|p| p.0), false, [LEFT, WIDTH - RIGHT]);
-        let y = Axis::around(points().map(|p| p.1), self.logarithmic, [HEIGHT - BOTTOM, TOP]).from_zero();
+        let y = Axis::around(points().map(|p| p.1), self.logarithmic, [HEIGHT - BOTTOM, TOP]).with_zero();
         let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");
         self.frame(&mut svg, &x, &y);
         for (i, series) in self.series.iter().enumerate() {

@@ -48,7 +48,7 @@ pub struct Report {
     /// Its format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_format: Option<&'static str>,
-    /// The text's file, as it was given.
+    /// The text's file, as it was given, or `built-in`.
     pub data: String,
     /// Perplexity and comparison.
     #[serde(flatten)]
@@ -67,7 +67,7 @@ pub struct Report {
 pub fn evaluate(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Result<Report> {
     let started = Instant::now();
     in_pool(config.threads, || {
-        let text = config.text.read()?;
+        let text = config.text.read(cancel, progress)?;
         let open = |model: &str| OpenModel::open(model, &config.ignore_config, cancel, progress);
         let model = open(&config.model)?;
         let reference = config.reference.as_deref().map(open).transpose()?;
@@ -86,7 +86,7 @@ pub fn evaluate(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Re
             format: model.format,
             reference: config.reference.clone(),
             reference_format: reference.as_ref().map(|r| r.format),
-            data: config.text.data.display().to_string(),
+            data: config.text.source(),
             evaluation: Evaluation::new(&windows, &scores),
             duration_seconds: started.elapsed().as_secs_f64(),
             peak_memory_bytes: memory::peak_resident(),

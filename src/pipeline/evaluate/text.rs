@@ -2,16 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::calib::dataset::{Dataset, Selection};
+use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::eval::windows::{Protocol, Windows};
 use crate::pipeline::model::OpenModel;
+use crate::progress::Progress;
 use crate::source::tokenizer::encoder::Encoder;
 
 /// A text, and how it is cut.
 #[derive(Clone, Debug)]
 pub struct TextConfig {
-    /// The file.
-    pub data: PathBuf,
+    /// The file; none for the text that is built in.
+    pub data: Option<PathBuf>,
     /// How it is cut and what is scored.
     pub protocol: Protocol,
     /// Tokens in each window; none for the protocol's usual number, or the model's context if that is shorter.
@@ -21,12 +24,28 @@ pub struct TextConfig {
 }
 
 impl TextConfig {
-    /// Reads the text.
+    /// Reads the text: `.jsonl`, `.json` and `.parquet` as data sets, whose texts are joined; any other file as it is.
     ///
     /// # Errors
-    /// `NotFound` if it is not there, `Invalid` if it is empty or not UTF-8, `Unsupported` for structured data.
-    pub(in crate::pipeline) fn read(&self) -> Result<String> {
-        read(&self.data)
+    /// `NotFound` if it is not there, `Invalid` if it is empty, not UTF-8 or damaged, `Unsupported` for conversations.
+    pub(in crate::pipeline) fn read(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<String> {
+        let Some(path) = &self.data else { return Dataset::built_in().joined(cancel, progress) };
+        let text = match is_structured(path) {
+            true => {
+                let data = Dataset::open(&path.to_string_lossy(), Selection::default(), cancel, progress)?;
+                data.joined(cancel, progress)?
+            }
+            false => read(path)?,
+        };
+        if text.trim().is_empty() {
+            return Err(Error::new(Kind::Invalid, format!("--data {} holds no text", path.display())));
+        }
+        Ok(text)
+    }
+
+    /// What the text is called in reports.
+    pub(in crate::pipeline) fn source(&self) -> String {
+        self.data.as_ref().map_or_else(|| "built-in".into(), |path| path.display().to_string())
     }
 
     /// The windows of `text` that the model and its reference are given.
@@ -47,7 +66,7 @@ impl TextConfig {
         }
         for model in [Some(model), reference].into_iter().flatten() {
             let vocab = model.model.hyper.vocab;
-            let mut tokens = windows.inputs().iter().flatten();
+            let mut tokens = windows.inputs().iter().flatten().chain(windows.targets().iter().flatten());
             if let Some(token) = tokens.find(|token| **token as usize >= vocab) {
                 let message = format!(
                     "the tokenizer of {} makes token {token}, but the model has only {vocab} tokens",
@@ -118,31 +137,26 @@ impl TextConfig {
         if let Some(i) = pairs.position(|(a, b)| a != b) {
             return Err(differ(format!("make different tokens of the text, from token {i} on")));
         }
-        if windows.len() != others.len() {
+        if *windows != others {
             return Err(differ("make different numbers of tokens of the text".into()));
         }
         Ok(())
     }
 }
 
+/// Whether a file is known by its ending to hold records rather than a text.
+fn is_structured(path: &Path) -> bool {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let stem = name.strip_suffix(".gz").unwrap_or(&name);
+    path.is_file() && [".jsonl", ".ndjson", ".json", ".parquet"].iter().any(|end| stem.ends_with(end))
+}
+
 fn read(path: &Path) -> Result<String> {
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-    if ["json", "jsonl", "parquet"].contains(&extension.as_str()) {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!("--data {}: only plain text can be evaluated", path.display()),
-        )
-        .hint("Write the texts one after the other into a .txt file."));
-    }
     let bytes =
         std::fs::read(path).map_err(|e| Error::io(format!("cannot read --data {}", path.display()), e))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
+    String::from_utf8(bytes).map_err(|e| {
         let offset = e.utf8_error().valid_up_to();
         Error::new(Kind::Invalid, format!("--data {} is not UTF-8 at byte {offset}", path.display()))
             .hint("Convert the file to UTF-8.")
-    })?;
-    if text.trim().is_empty() {
-        return Err(Error::new(Kind::Invalid, format!("--data {} holds no text", path.display())));
-    }
-    Ok(text)
+    })
 }

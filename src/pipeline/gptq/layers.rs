@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use candle_core::{CpuStorage, Storage, Tensor};
-use rayon::prelude::*;
 
 use super::linears::{self, Matrix};
 use super::report::{How, Linear};
 use crate::arch::Model;
-use crate::arch::decoder::{Decoder, Hidden, Input, LinearId, Step, Tap};
+use crate::arch::decoder::{Decoder, Hidden, Input, LinearId, Step};
+use crate::calib::guard::{Guard, Statistic};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::blocks::Simd;
@@ -23,9 +23,6 @@ use crate::source::overlay::Overlay;
 /// An expert that sees fewer tokens than this share of its inputs is quantized without error propagation: what its few tokens
 /// have in common would be taken for how all inputs are correlated.
 const EXPERT_TOKENS_PER_INPUT: f64 = 0.25;
-
-/// Values that one thread looks at, at a time.
-const PIECE: usize = 1 << 16;
 
 /// Takes a finished matrix.
 pub type Sink<'a> = dyn FnMut(&Matrix, QuantizedLinear) -> Result<()> + 'a;
@@ -91,8 +88,10 @@ impl Work<'_, '_> {
                     .collect();
                 let mut grams = Grams::new(&here);
                 let decoder = Decoder::new(self.model, &overlay)?;
-                hidden.step(step, &decoder.layer(layer)?, keep, &mut grams, cancel)?;
-                for (input, gram) in grams.all {
+                let mut guard = Guard::new(&mut grams);
+                hidden.step(step, &decoder.layer(layer)?, keep, &mut guard, cancel)?;
+                guard.finish(self.model.spec, self.progress)?;
+                for (input, gram) in grams.0 {
                     let sharing = here.iter().copied().filter(|m| m.input == input);
                     self.quantize_sharing(&sharing.collect::<Vec<_>>(), gram, &mut overlay, cancel)?;
                 }
@@ -160,42 +159,25 @@ impl Work<'_, '_> {
 }
 
 /// Sums up the inputs of some matrices.
-struct Grams {
-    all: BTreeMap<Input, Gram>,
-    /// The matrices that share an input, for messages.
-    names: BTreeMap<Input, Vec<String>>,
-}
+struct Grams(BTreeMap<Input, Gram>);
 
 impl Grams {
     fn new(matrices: &[&Matrix]) -> Grams {
-        let mut names: BTreeMap<Input, Vec<String>> = BTreeMap::new();
-        for matrix in matrices {
-            names.entry(matrix.input).or_default().push(matrix.name.clone());
-        }
-        Grams { all: matrices.iter().map(|m| (m.input, Gram::new(m.shape[1]))).collect(), names }
+        Grams(matrices.iter().map(|m| (m.input, Gram::new(m.shape[1]))).collect())
     }
 }
 
-impl Tap for Grams {
-    fn input(&mut self, linear: LinearId, x: &Tensor) -> Result<()> {
-        let Some(gram) = self.all.get_mut(&linear.input) else { return Ok(()) };
-        let x = x.contiguous()?;
-        let (storage, layout) = x.storage_and_layout();
+impl Statistic for Grams {
+    fn add(&mut self, linear: LinearId, rows: &Tensor) -> Result<()> {
+        let Some(gram) = self.0.get_mut(&linear.input) else { return Ok(()) };
+        let rows = rows.contiguous()?;
+        let (storage, layout) = rows.storage_and_layout();
         let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
             (&*storage, layout.contiguous_offsets())
         else {
             return Err(Error::new(Kind::Other, "the decoder's states are float32 in memory"));
         };
-        let values = &values[start..end];
-        if !values.par_chunks(PIECE).all(|piece| piece.iter().fold(true, |all, v| all & v.is_finite())) {
-            let names = self.names.get(&linear.input).map_or(String::new(), |names| names.join(", "));
-            return Err(Error::new(
-                Kind::Invalid,
-                format!("layer {}: what goes into {names} holds NaN or infinity", linear.layer),
-            )
-            .hint("The weights are damaged, or the model does not compute this text in float32."));
-        }
-        gram.add(values);
+        gram.add(&values[start..end]);
         Ok(())
     }
 }

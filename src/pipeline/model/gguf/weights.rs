@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::gguf::{GgmlType, blocks};
 use crate::pipeline::gguf::RowOrder;
 use crate::source::dense::Dense;
+use crate::source::safetensors::FloatType;
 
 /// Weights that one thread decodes at a time, at most.
 const PIECE: usize = 1 << 16;
@@ -143,6 +144,15 @@ impl Dense for Weights {
 
     fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    fn float_type(&self, name: &str) -> Option<FloatType> {
+        match self.entries.get(name)?.ty {
+            GgmlType::F32 => Some(FloatType::F32),
+            GgmlType::F16 => Some(FloatType::F16),
+            GgmlType::BF16 => Some(FloatType::BF16),
+            _ => None,
+        }
     }
 
     fn bits(&self, name: &str) -> Option<f64> {

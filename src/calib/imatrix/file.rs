@@ -1,8 +1,4 @@
-//! Importance matrices of llama.cpp: how strongly each column of a weight is used, from `llama-imatrix`.
-//!
-//! There are two formats, GGUF and an older one without a name (`.dat`). Both are read and turned into importances
-//! as `common_imatrix_load` and `load_imatrix` of llama-quantize do, operation by operation: the quantized bytes
-//! depend on every bit. What those leave to chance (damaged counts, infinite sums) is an error here.
+//! What the two formats hold, before anybody makes sense of it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,52 +9,49 @@ use crate::error::{Error, Kind, Result};
 use crate::format::gguf::reader::{Reader, TensorInfo};
 use crate::format::gguf::{Array, GgmlType, Value};
 
-/// Importances by tensor name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Imatrix {
-    /// One importance per column; for a tensor of several matrices (experts) one row after the other.
-    pub entries: BTreeMap<String, Vec<f32>>,
-    /// The text files that it was computed on.
-    pub datasets: Vec<String>,
-    /// How many chunks of text it was computed on; 0 if the file does not say.
-    pub chunks: u32,
-    /// The path as it was given, which llama-quantize notes in its output (cut to 127 bytes, like the data set).
-    pub file_name: String,
-}
-
-impl Imatrix {
-    /// Reads either format.
-    pub fn load(path: &Path) -> Result<Imatrix> {
-        let what = || format!("cannot read {}", path.display());
-        let mut magic = Vec::new();
-        let mut file = File::open(path).map_err(|e| Error::io(what(), e))?;
-        file.by_ref().take(4).read_to_end(&mut magic).map_err(|e| Error::io(what(), e))?;
-        let loaded = if magic == b"GGUF" {
-            from_gguf(&Reader::open(path)?)
-        } else {
-            let mut bytes = magic;
-            file.read_to_end(&mut bytes).map_err(|e| Error::io(what(), e))?;
-            from_legacy(&bytes)
-        };
-        let mut imatrix = loaded.map_err(|message| {
-            Error::new(Kind::Invalid, format!("{} is no usable importance matrix: {message}", path.display()))
-                .hint("Make it again with llama-imatrix, from the model that is to be quantized.")
-        })?;
-        imatrix.file_name = path.to_string_lossy().into_owned();
-        Ok(imatrix)
-    }
-
-    /// The importances of one tensor.
-    pub fn get(&self, tensor: &str) -> Option<&[f32]> {
-        self.entries.get(tensor).map(Vec::as_slice)
-    }
-}
-
 /// What is wrong with a file, without its name.
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = std::result::Result<T, String>;
 
-/// `common_imatrix_load` and the GGUF half of `load_imatrix`.
-fn from_gguf(file: &Reader) -> Parsed<Imatrix> {
+/// Either file.
+pub(super) struct Contents {
+    /// At least one.
+    pub(super) entries: BTreeMap<String, RawEntry>,
+    pub(super) datasets: Vec<String>,
+    /// As the file has it: it may be 0 or less.
+    pub(super) chunks: i32,
+    /// Tokens in a chunk; the older format does not say.
+    pub(super) chunk_size: Option<u32>,
+}
+
+/// One tensor. No value is negative, NaN or infinite.
+pub(super) enum RawEntry {
+    /// Sums of squares, and the number of tokens of each matrix of the tensor.
+    Gguf { sums: Vec<f32>, counts: Vec<f32> },
+    /// Means of squares times `calls`.
+    Legacy { values: Vec<f32>, calls: i32 },
+}
+
+/// Reads a file and makes of it what `make` does.
+pub(super) fn load<T>(path: &Path, make: impl FnOnce(Contents) -> Parsed<T>) -> Result<T> {
+    let what = || format!("cannot read {}", path.display());
+    let mut magic = Vec::new();
+    let mut file = File::open(path).map_err(|e| Error::io(what(), e))?;
+    file.by_ref().take(4).read_to_end(&mut magic).map_err(|e| Error::io(what(), e))?;
+    let contents = if magic == b"GGUF" {
+        from_gguf(&Reader::open(path)?)
+    } else {
+        let mut bytes = magic;
+        file.read_to_end(&mut bytes).map_err(|e| Error::io(what(), e))?;
+        from_legacy(&bytes)
+    };
+    contents.and_then(make).map_err(|message| {
+        Error::new(Kind::Invalid, format!("{} is no usable importance matrix: {message}", path.display()))
+            .hint("Make it again with `analyze importance` or llama-imatrix, from the model that is to be quantized.")
+    })
+}
+
+/// `common_imatrix_load`.
+fn from_gguf(file: &Reader) -> Parsed<Contents> {
     let metadata = file.metadata();
     let number = |key: &str| match metadata.get(key) {
         Some(Value::U32(n)) => Ok(*n),
@@ -67,7 +60,7 @@ fn from_gguf(file: &Reader) -> Parsed<Imatrix> {
     };
     let datasets = metadata.get("imatrix.datasets").ok_or("it has no imatrix.datasets; is it a model?")?;
     let chunks = number("imatrix.chunk_count")?;
-    number("imatrix.chunk_size")?;
+    let chunk_size = number("imatrix.chunk_size")?;
     let datasets = match datasets {
         Value::Array(Array::Str(names)) => names.iter().map(|name| text(name)).collect(),
         _ => Vec::new(),
@@ -90,35 +83,16 @@ fn from_gguf(file: &Reader) -> Parsed<Imatrix> {
             GgmlType::F32 => Ok(floats(file.data(tensor))),
             other => Err(format!("{} is {other}, not F32", tensor.name)),
         };
-        entries.insert(name.to_string(), per_matrix(name, values(sums)?, &values(counts)?)?);
+        let (sums, counts) = (values(sums)?, values(counts)?);
+        columns(name, &sums, &counts)?;
+        check(name, &sums)?;
+        entries.insert(name.to_string(), RawEntry::Gguf { sums, counts });
     }
-    finish(entries, datasets, chunks.cast_signed())
+    finish(entries, datasets, chunks.cast_signed(), Some(chunk_size))
 }
 
-/// Mean squares from sums of squares; `counts` has one number for each matrix of the tensor.
-fn per_matrix(name: &str, mut sums: Vec<f32>, counts: &[f32]) -> Parsed<Vec<f32>> {
-    if counts.is_empty() || sums.is_empty() || !sums.len().is_multiple_of(counts.len()) {
-        return Err(format!("{name} has {} sums for {} counts", sums.len(), counts.len()));
-    }
-    check(name, &sums)?;
-    let columns = sums.len() / counts.len();
-    for (row, count) in sums.chunks_exact_mut(columns).zip(counts) {
-        // An i64 in llama.cpp, by way of lround and back to float.
-        if !(0.0..9.2e18).contains(count) {
-            return Err(format!("{name} has the count {count}"));
-        }
-        let count = count.round();
-        match count > 0.0 {
-            true => row.iter_mut().for_each(|sum| *sum /= count),
-            // An expert that no token came to.
-            false => row.fill(1.0),
-        }
-    }
-    Ok(sums)
-}
-
-/// `common_imatrix_load_legacy` and the other half of `load_imatrix`.
-fn from_legacy(bytes: &[u8]) -> Parsed<Imatrix> {
+/// `common_imatrix_load_legacy`.
+fn from_legacy(bytes: &[u8]) -> Parsed<Contents> {
     let mut rest = Bytes(bytes);
     let count = rest.i32("the number of entries")?;
     if count < 1 {
@@ -134,14 +108,9 @@ fn from_legacy(bytes: &[u8]) -> Parsed<Imatrix> {
         if len == 0 {
             return Err(format!("{name} has no values"));
         }
-        let values = rest.take(len, || name.to_string())?;
-        let mut values = floats(values);
+        let values = floats(rest.take(len, || name.to_string())?);
         check(name, &values)?;
-        // The sums are means times this number, whatever its right name would be.
-        if calls > 0 {
-            values.iter_mut().for_each(|value| *value /= calls as f32);
-        }
-        entries.insert(name.to_string(), values);
+        entries.insert(name.to_string(), RawEntry::Legacy { values, calls });
     }
     let (mut datasets, mut chunks) = (Vec::new(), 0);
     if !rest.0.is_empty() {
@@ -153,16 +122,35 @@ fn from_legacy(bytes: &[u8]) -> Parsed<Imatrix> {
             datasets.extend((len > 0).then(|| text(name)));
         }
     }
-    finish(entries, datasets, chunks)
+    finish(entries, datasets, chunks, None)
 }
 
-fn finish(entries: BTreeMap<String, Vec<f32>>, datasets: Vec<String>, chunks: i32) -> Parsed<Imatrix> {
+fn finish(
+    entries: BTreeMap<String, RawEntry>,
+    datasets: Vec<String>,
+    chunks: i32,
+    chunk_size: Option<u32>,
+) -> Parsed<Contents> {
     if entries.is_empty() {
         return Err("it has no entries".into());
     }
-    // llama-quantize does not note a number that is not positive.
-    let chunks = u32::try_from(chunks).unwrap_or(0);
-    Ok(Imatrix { entries, datasets, chunks, file_name: String::new() })
+    Ok(Contents { entries, datasets, chunks, chunk_size })
+}
+
+/// The number of columns of a tensor with these sums and one count for each of its matrices.
+pub(super) fn columns(name: &str, sums: &[f32], counts: &[f32]) -> Parsed<usize> {
+    if counts.is_empty() || sums.is_empty() || !sums.len().is_multiple_of(counts.len()) {
+        return Err(format!("{name} has {} sums for {} counts", sums.len(), counts.len()));
+    }
+    Ok(sums.len() / counts.len())
+}
+
+/// A count as llama.cpp reads it: a whole number.
+pub(super) fn count(name: &str, count: f32) -> Parsed<f32> {
+    if !(0.0..9.2e18).contains(&count) {
+        return Err(format!("{name} has the count {count}"));
+    }
+    Ok(count.round())
 }
 
 fn check(name: &str, sums: &[f32]) -> Parsed<()> {

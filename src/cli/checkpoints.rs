@@ -1,0 +1,28 @@
+//! The options of checkpoints, which every long job has.
+
+use std::path::{Path, PathBuf};
+
+use crate::pipeline::checkpoint::Settings;
+
+/// How an interrupted run goes on
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Checkpoints")]
+pub(super) struct CheckpointArgs {
+    /// Keep no checkpoint; an interrupted run starts from the beginning
+    #[arg(long, conflicts_with_all = ["checkpoint_dir", "resume"])]
+    no_checkpoints: bool,
+    /// Where the checkpoint is kept until the work is done [default: OUTPUT.checkpoint]
+    #[arg(long, value_name = "DIR")]
+    checkpoint_dir: Option<PathBuf>,
+    /// Fail if there is no checkpoint to go on from; one that is there is used in any case
+    #[arg(long)]
+    resume: bool,
+}
+
+impl CheckpointArgs {
+    /// The settings of a job that writes `output`.
+    pub(super) fn settings(&self, output: &Path) -> Settings {
+        let dir = || self.checkpoint_dir.clone().unwrap_or_else(|| Settings::beside(output));
+        Settings { dir: (!self.no_checkpoints).then(dir), resume: self.resume }
+    }
+}

@@ -1,0 +1,405 @@
+//! Checkpoints of long jobs: a directory with files that are written once, and a small JSON file that says which of them
+//! count. Replacing that file is the only commit point, so a job that is killed at any moment leaves the checkpoint of its
+//! last finished step.
+//!
+//! A step is a decoder layer. What a job keeps of one are its results and the hidden states after it. Hidden states are
+//! stored after every layer, not computed again: writing the states of a token takes `4 * hidden` bytes, computing a layer
+//! for it more than `20 * hidden * hidden` operations; that is more time for any width above some hundred, on any machine
+//! whose disk writes a byte in the time of a few hundred operations.
+//!
+//! Nothing in a checkpoint is executed, and every file's hash is checked before it is used.
+
+mod identity;
+mod state;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::atomic::{AtomicFile, is_temporary};
+use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
+pub use identity::Identity;
+use state::{Output, Record, STATE, State};
+
+/// How names of our files end.
+const PART: &str = ".ckpt-part";
+
+/// Whether and where a job keeps a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The directory; none if there is to be no checkpoint.
+    pub dir: Option<PathBuf>,
+    /// Whether there must be one to go on from.
+    pub resume: bool,
+}
+
+impl Settings {
+    /// The usual place: beside the output, `OUTPUT.checkpoint`.
+    pub fn beside(output: &Path) -> PathBuf {
+        let mut name = output.as_os_str().to_owned();
+        name.push(".checkpoint");
+        name.into()
+    }
+
+    /// Whether the checkpoint says that `output` is this job's own and complete. It is if the job was killed after its
+    /// output had appeared and before the checkpoint was gone.
+    pub fn finished(&self, output: &Path) -> bool {
+        let state = self.dir.as_deref().and_then(|dir| State::load(dir).ok().flatten());
+        state.is_some_and(|state| state.is_of(output))
+    }
+}
+
+impl State {
+    fn is_of(&self, output: &Path) -> bool {
+        let found = fs::symlink_metadata(output).ok().map(|metadata| Output::of(&metadata));
+        found.is_some() && self.output == found
+    }
+}
+
+/// The checkpoint of a running job, which nobody else can use meanwhile.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    state: State,
+    /// Written and not committed.
+    pending: BTreeMap<String, Record>,
+    /// To be removed with the next commit.
+    forgotten: Vec<String>,
+    steps: usize,
+    /// The directory's lock; it goes with the process.
+    _lock: File,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint of a job of so many `steps`, or begins one. None if there is to be none.
+    ///
+    /// # Errors
+    /// `Checkpoint` if there is one of another job, or a damaged one, or none where one is needed, or if another run uses
+    /// it. `Resources` if the directory cannot be made.
+    pub fn open(
+        settings: &Settings,
+        identity: Identity,
+        steps: usize,
+        progress: &dyn Progress,
+    ) -> Result<Option<Checkpoint>> {
+        let Some(dir) = &settings.dir else { return Ok(None) };
+        let lock = lock(dir)?;
+        // A directory that was made in vain goes again; one with anything in it cannot be removed like this.
+        Self::take_up(dir, lock, settings.resume, identity, steps, progress)
+            .map(Some)
+            .inspect_err(|_| drop(fs::remove_dir(dir)))
+    }
+
+    fn take_up(
+        dir: &Path,
+        lock: File,
+        resume: bool,
+        identity: Identity,
+        steps: usize,
+        progress: &dyn Progress,
+    ) -> Result<Checkpoint> {
+        let found = State::load(dir)?;
+        let unusable = |why: String| Error::new(Kind::Checkpoint, why);
+        if found.is_none() && resume {
+            return Err(unusable(format!("there is no checkpoint to go on from in {}", dir.display()))
+                .hint("Leave out --resume to start from the beginning."));
+        }
+        let found_one = found.is_some();
+        let state = found.unwrap_or_else(|| State::new(identity.clone()));
+        let differences = identity.differences(&state.identity);
+        if !differences.is_empty() {
+            return Err(unusable(format!(
+                "the checkpoint in {} is that of another job: {}",
+                dir.display(),
+                differences.join("; ")
+            ))
+            .hint("Give the options that it was made with, remove it, or choose another --checkpoint-dir."));
+        }
+        if state.done > steps {
+            return Err(damaged(dir, &format!("{} of {steps} layers are done", state.done)));
+        }
+        for (name, record) in &state.files {
+            match fs::metadata(dir.join(name)) {
+                Ok(found) if found.len() == record.bytes => {}
+                Ok(found) => return Err(damaged(dir, &format!("{name} has {} bytes", found.len()))),
+                // The job was killed while it removed the checkpoint.
+                Err(_) if state.output.is_some() => {}
+                Err(e) => return Err(damaged(dir, &format!("{name}: {e}"))),
+            }
+        }
+        if found_one {
+            progress.info(&format!(
+                "Going on from the checkpoint {}: {} of {steps} layers are done",
+                dir.display(),
+                state.done
+            ));
+        }
+        let checkpoint = Checkpoint {
+            dir: dir.to_owned(),
+            state,
+            pending: BTreeMap::new(),
+            forgotten: Vec::new(),
+            steps,
+            _lock: lock,
+        };
+        checkpoint.sweep(&checkpoint.state.files);
+        Ok(checkpoint)
+    }
+
+    /// Steps that are done.
+    pub fn done(&self) -> usize {
+        self.state.done
+    }
+
+    /// What the job wanted to remember with the last commit; null before the first.
+    pub fn note(&self) -> &Value {
+        &self.state.note
+    }
+
+    /// The name of a file of one kind (lower-case letters) and step.
+    pub fn name(kind: &str, step: usize) -> String {
+        format!("{kind}-{step:05}{PART}")
+    }
+
+    /// Writes a file of `bytes` bytes, flushed to the disk. It counts from the next commit on.
+    ///
+    /// # Errors
+    /// `Resources` if the disk is full.
+    pub fn put(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<()> {
+        assert!(is_part(name), "{name} is no name of a checkpoint's file");
+        let mut file = AtomicFile::create(&self.dir.join(name), bytes, true).map_err(elsewhere)?;
+        let mut out = Hashed::new(BufWriter::with_capacity(1 << 20, file.file()));
+        write(&mut out)
+            .and_then(|()| out.inner.flush())
+            .map_err(|e| elsewhere(Error::output(format!("cannot write {name} of the checkpoint"), e)))?;
+        let record = out.record();
+        file.sync()?;
+        file.commit()?;
+        self.pending.insert(name.into(), record);
+        Ok(())
+    }
+
+    /// Removes a file with the next commit.
+    pub fn forget(&mut self, name: &str) {
+        self.forgotten.push(name.into());
+    }
+
+    /// Makes `done` steps, all files that were put, and `note` last.
+    pub fn commit(&mut self, done: usize, note: Value) -> Result<()> {
+        let mut next = self.state.clone();
+        next.files.append(&mut self.pending);
+        let forgotten: Vec<String> =
+            self.forgotten.drain(..).filter(|name| next.files.remove(name).is_some()).collect();
+        (next.done, next.note) = (done, note);
+        next.commit(&self.dir)?;
+        self.state = next;
+        for name in forgotten {
+            // If it stays, the next run sweeps it.
+            let _ = fs::remove_file(self.dir.join(name));
+        }
+        Ok(())
+    }
+
+    /// Reads a file, with its hash checked.
+    ///
+    /// # Errors
+    /// `Checkpoint` if it is missing or damaged; else what `read` returns.
+    pub fn get<T>(&self, name: &str, read: impl FnOnce(&mut dyn Read) -> Result<T>) -> Result<T> {
+        let damaged = |why: String| damaged(&self.dir, &format!("{name} {why}"));
+        let record = self.state.files.get(name).ok_or_else(|| damaged("is missing".into()))?;
+        let file = File::open(self.dir.join(name)).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        let mut input = Hashed::new(BufReader::with_capacity(1 << 20, file));
+        let made = read(&mut input);
+        io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        if input.record() != *record {
+            return Err(damaged("is not what was written".into()));
+        }
+        made
+    }
+
+    /// The path of a file, after its hash was checked.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::get`].
+    pub fn path(&self, name: &str) -> Result<PathBuf> {
+        self.get(name, |_| Ok(()))?;
+        Ok(self.dir.join(name))
+    }
+
+    /// Notes that the file or directory at `temporary` is the job's result and about to be renamed to its place: should
+    /// the job be killed right after, the next run knows it for its own, and has `note`.
+    pub fn seal(&mut self, temporary: &Path, note: Value) -> Result<()> {
+        let metadata = fs::symlink_metadata(temporary)
+            .map_err(|e| Error::output(format!("cannot look at {}", temporary.display()), e))?;
+        let mut next = self.state.clone();
+        (next.output, next.note) = (Some(Output::of(&metadata)), note);
+        next.commit(&self.dir)?;
+        self.state = next;
+        Ok(())
+    }
+
+    /// Whether `output` is this job's result.
+    pub fn has_made(&self, output: &Path) -> bool {
+        self.state.is_of(output)
+    }
+
+    /// Removes the checkpoint; the job's result is in its place. Files that are not ours stay.
+    pub fn remove(mut self, progress: &dyn Progress) {
+        self.sweep(&BTreeMap::new());
+        let _ = fs::remove_file(self.dir.join(STATE));
+        self.state.files.clear();
+        self.state.done = 0;
+        match fs::remove_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => progress.info(&format!(
+                "{} holds files that are not the checkpoint's; they stay",
+                self.dir.display()
+            )),
+            Err(e) => progress.warn(&format!("cannot remove {}: {e}", self.dir.display())),
+            Ok(()) => {}
+        }
+    }
+
+    /// What the user should know when the job ends early: an interruption can be taken up again.
+    pub fn explain(&self, e: Error) -> Error {
+        if e.kind() != Kind::Interrupted || self.state.done == 0 {
+            return e;
+        }
+        Error::new(
+            Kind::Interrupted,
+            format!(
+                "interrupted; {} of {} layers are in {}",
+                self.state.done,
+                self.steps,
+                self.dir.display()
+            ),
+        )
+        .hint("Run the same command again to go on from there.")
+    }
+
+    /// Removes our files that are not among `kept`: a run that was killed between two commits left them.
+    fn sweep(&self, kept: &BTreeMap<String, Record>) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let ours = is_part(name) && !kept.contains_key(name)
+                || is_temporary(name).is_some_and(|target| is_part(target) || target == STATE);
+            if ours && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// A job that ends before its first commit leaves nothing.
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        if self.state.done == 0 && self.state.files.is_empty() {
+            self.sweep(&BTreeMap::new());
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+}
+
+/// Makes the directory and locks it.
+fn lock(dir: &Path) -> Result<File> {
+    let unwritable = |e| {
+        Error::output(format!("cannot keep a checkpoint in {}", dir.display()), e)
+            .hint("Choose another place with --checkpoint-dir, or do without: --no-checkpoints.")
+    };
+    loop {
+        fs::create_dir_all(dir).map_err(unwritable)?;
+        let file = File::open(dir).map_err(unwritable)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(Kind::Checkpoint, format!("another run is using {}", dir.display()))
+                    .hint("Wait until it has ended, or choose another output."));
+            }
+            // A file system without locks.
+            Err(TryLockError::Error(_)) => return Ok(file),
+        }
+        // A run that has just ended may have removed the directory.
+        let same = |found: fs::Metadata| file.metadata().is_ok_and(|own| own.ino() == found.ino());
+        if fs::metadata(dir).is_ok_and(same) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Where else a checkpoint can go.
+fn elsewhere(e: Error) -> Error {
+    e.hint("Free some space, choose another disk with --checkpoint-dir, or do without: --no-checkpoints.")
+}
+
+fn damaged(dir: &Path, why: &str) -> Error {
+    Error::new(Kind::Checkpoint, format!("the checkpoint in {} is damaged: {why}", dir.display()))
+        .hint(format!("Remove {} to start from the beginning.", dir.display()))
+}
+
+/// Whether a file of this name is one of ours.
+fn is_part(name: &str) -> bool {
+    let Some((kind, step)) = name.strip_suffix(PART).and_then(|stem| stem.split_once('-')) else {
+        return false;
+    };
+    !kind.is_empty()
+        && kind.bytes().all(|b| b.is_ascii_lowercase())
+        && step.len() >= 5
+        && step.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Hashes what goes through.
+struct Hashed<T> {
+    inner: T,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl<T> Hashed<T> {
+    fn new(inner: T) -> Self {
+        Hashed { inner, hash: Sha256::new(), bytes: 0 }
+    }
+
+    fn took(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+    }
+
+    fn record(self) -> Record {
+        Record { bytes: self.bytes, sha256: identity::hex(&self.hash.finalize()) }
+    }
+}
+
+impl<T: Write> Write for Hashed<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.took(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<T: Read> Read for Hashed<T> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(bytes)?;
+        self.took(&bytes[..n]);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests;
