@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod evaluate;
 pub mod gguf;
+pub mod gptq;
 pub mod importance;
 pub mod inspect;
 pub mod memory;

@@ -1,5 +1,11 @@
 //! Quantization itself: weights and statistics in, codes out. Knows nothing of files.
 
+mod cholesky;
 pub mod codes;
+mod gemm;
+pub mod gptq;
+pub mod gram;
+mod lanes;
+mod scale_search;
 
 pub use codes::{CodesError, Grid, QuantizedLinear};

@@ -6,6 +6,7 @@ pub mod dense;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod mmap;
+pub mod overlay;
 pub mod safetensors;
 pub mod tokenizer;
 pub mod vocab;

@@ -27,6 +27,8 @@ mod gguf_model;
 mod golden;
 /// Layers that GPTQModel packed.
 mod gptqmodel;
+/// GPTQ checkpoints from the command line.
+mod gptq;
 /// GGUF files that lie.
 mod hostile_gguf;
 /// GPTQ and AWQ directories that lie.

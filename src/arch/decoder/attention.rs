@@ -83,6 +83,13 @@ impl Attention {
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
         tap.input(LinearId { layer, input: Input::Attention }, x)?;
+        let mixed = self.mixed(x, context)?;
+        tap.input(LinearId { layer, input: Input::AttentionOutput }, &mixed)?;
+        self.output(&mixed)
+    }
+
+    /// What goes into the output projection: `[tokens, hidden]` in, `[tokens, heads * head_dim]` out.
+    pub(super) fn mixed(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
         let table = self.rope.map(|kind| context.table(kind));
         let query = self.split(&self.query.forward(x)?, self.heads, self.query_norm.as_ref(), table)?;
         let key = self.split(&self.key.forward(x)?, self.kv_heads, self.key_norm.as_ref(), table)?;
@@ -95,9 +102,12 @@ impl Attention {
                 self.attend(&part(&query)?, &part(&key)?, &part(&value)?)
             })
             .collect::<Result<Vec<_>>>()?;
-        let joined = Tensor::cat(&joined, 0)?;
-        tap.input(LinearId { layer, input: Input::AttentionOutput }, &joined)?;
-        self.output.forward(&joined)
+        Ok(Tensor::cat(&joined, 0)?)
+    }
+
+    /// What comes out of the output projection: `[tokens, heads * head_dim]` in, `[tokens, hidden]` out.
+    pub(super) fn output(&self, mixed: &Tensor) -> Result<Tensor> {
+        self.output.forward(mixed)
     }
 
     /// `[tokens, heads * head_dim]` to normed and rotated heads, `[tokens, heads, head_dim]`.

@@ -8,6 +8,8 @@ use std::fmt;
 
 use rayon::prelude::*;
 
+use crate::format::gguf::blocks::Simd;
+
 /// Columns of a panel: two registers of sums for each row of a tile.
 const COLUMNS: usize = 32;
 /// Rows of a tile: its sums fill 28 of the 32 registers.
@@ -126,7 +128,7 @@ fn round_one(v: f32) -> u32 {
 fn round(values: &[f32], words: &mut [u32]) {
     let (pairs, rest) = values.as_chunks::<2>();
     let (words, last) = words.split_at_mut(pairs.len());
-    pulp::Arch::new().dispatch(|| {
+    Simd::best().compile(|| {
         for (word, [a, b]) in words.iter_mut().zip(pairs) {
             *word = round_one(*a) | round_one(*b) << 16;
         }
@@ -138,9 +140,9 @@ fn round(values: &[f32], words: &mut [u32]) {
 
 /// Rounds values to bfloat16 and keeps them as float32.
 pub(super) fn round_in_place(values: &mut [f32]) {
-    let arch = pulp::Arch::new();
+    let simd = Simd::best();
     values.par_chunks_mut(1 << 14).for_each(|values| {
-        arch.dispatch(|| values.iter_mut().for_each(|v| *v = f32::from_bits(round_one(*v) << 16)));
+        simd.compile(|| values.iter_mut().for_each(|v| *v = f32::from_bits(round_one(*v) << 16)));
     });
 }
 

@@ -54,29 +54,83 @@ impl Experts {
     /// `[tokens, hidden]` in and out.
     pub(super) fn forward(&self, x: &Tensor, layer: usize, tap: &mut dyn Tap) -> Result<Tensor> {
         tap.input(LinearId { layer, input: Input::Router }, x)?;
-        let (_, width) = x.dims2()?;
-        let mut routed = vec![Vec::new(); self.experts.len()];
-        for (token, logits) in self.router.forward(x)?.to_vec2::<f32>()?.iter().enumerate() {
-            for (expert, weight) in route(logits, self.used, self.normalise) {
-                routed[expert].push((token as u32, weight));
-            }
-        }
         let mut sum = vec![0.0; x.elem_count()];
-        for (e, (expert, routed)) in self.experts.iter().zip(&routed).enumerate() {
-            if routed.is_empty() {
-                continue;
-            }
-            let tokens: Vec<u32> = routed.iter().map(|(token, _)| *token).collect();
-            let own = x.index_select(&Tensor::from_vec(tokens, routed.len(), &Device::Cpu)?, 0)?;
-            let out = expert.forward(&own, layer, [Input::Expert(e), Input::ExpertDown(e)], tap)?;
-            let out = out.flatten_all()?.to_vec1::<f32>()?;
-            for ((token, weight), out) in routed.iter().zip(out.chunks_exact(width)) {
-                let sum = &mut sum[*token as usize * width..][..width];
-                sum.iter_mut().zip(out).for_each(|(sum, v)| *sum += v * weight);
-            }
+        for (e, routed) in self.route(x)?.iter().enumerate().filter(|(_, routed)| !routed.is_empty()) {
+            let inputs = [Input::Expert(e), Input::ExpertDown(e)];
+            let out = self.experts[e].forward(&select(x, routed)?, layer, inputs, tap)?;
+            add(&mut sum, &out, routed)?;
         }
         Ok(Tensor::from_vec(sum, x.shape(), &Device::Cpu)?)
     }
+
+    /// Shows `tap` what goes into the router and into gate and up of each expert.
+    pub(super) fn show_inputs(&self, x: &Tensor, layer: usize, tap: &mut dyn Tap) -> Result<()> {
+        tap.input(LinearId { layer, input: Input::Router }, x)?;
+        for (e, routed) in self.route(x)?.iter().enumerate().filter(|(_, routed)| !routed.is_empty()) {
+            tap.input(LinearId { layer, input: Input::Expert(e) }, &select(x, routed)?)?;
+        }
+        Ok(())
+    }
+
+    /// What goes into down of each expert: `[tokens, hidden]` in.
+    pub(super) fn gated(&self, x: &Tensor) -> Result<Vec<Gated>> {
+        let all = self.route(x)?.into_iter().enumerate().filter(|(_, routed)| !routed.is_empty());
+        all.map(|(expert, routed)| {
+            let gated = self.experts[expert].gated(&select(x, &routed)?)?;
+            Ok(Gated { expert, routed, gated })
+        })
+        .collect()
+    }
+
+    /// What comes out of all experts: `[tokens, hidden]`.
+    pub(super) fn output(&self, all: &[Gated], tokens: usize) -> Result<Tensor> {
+        let hidden = self.router.weight.dim(1)?;
+        let mut sum = vec![0.0; tokens * hidden];
+        for Gated { expert, routed, gated } in all {
+            add(&mut sum, &self.experts[*expert].output(gated)?, routed)?;
+        }
+        Ok(Tensor::from_vec(sum, (tokens, hidden), &Device::Cpu)?)
+    }
+
+    /// The tokens of each expert, with their weights.
+    fn route(&self, x: &Tensor) -> Result<Vec<Vec<Routed>>> {
+        let mut all = vec![Vec::new(); self.experts.len()];
+        for (token, logits) in self.router.forward(x)?.to_vec2::<f32>()?.iter().enumerate() {
+            for (expert, weight) in route(logits, self.used, self.normalise) {
+                all[expert].push((token as u32, weight));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// A token and the weight that an expert has for it.
+type Routed = (u32, f32);
+
+/// What goes into down of one expert.
+#[derive(Debug)]
+pub(super) struct Gated {
+    pub(super) expert: usize,
+    routed: Vec<Routed>,
+    /// `[tokens routed there, feed_forward]`.
+    pub(super) gated: Tensor,
+}
+
+/// The rows of the tokens that an expert gets.
+fn select(x: &Tensor, routed: &[Routed]) -> Result<Tensor> {
+    let tokens: Vec<u32> = routed.iter().map(|(token, _)| *token).collect();
+    Ok(x.index_select(&Tensor::from_vec(tokens, routed.len(), &Device::Cpu)?, 0)?)
+}
+
+/// Adds what an expert has made of its tokens.
+fn add(sum: &mut [f32], out: &Tensor, routed: &[Routed]) -> Result<()> {
+    let width = out.dim(1)?;
+    let out = out.flatten_all()?.to_vec1::<f32>()?;
+    for ((token, weight), out) in routed.iter().zip(out.chunks_exact(width)) {
+        let sum = &mut sum[*token as usize * width..][..width];
+        sum.iter_mut().zip(out).for_each(|(sum, v)| *sum += v * weight);
+    }
+    Ok(())
 }
 
 /// The `used` most likely experts and their weights: the softmax over all experts, of the chosen ones divided by their

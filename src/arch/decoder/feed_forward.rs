@@ -11,6 +11,7 @@ use super::{Input, LinearId, Tap};
 use crate::arch::Model;
 use crate::arch::spec::Activation;
 use crate::error::Result;
+use crate::format::gguf::blocks::Simd;
 
 /// Values that one thread computes at a time.
 const PIECE: usize = 1 << 12;
@@ -56,6 +57,16 @@ impl FeedForward {
         [&self.gate, &self.up, &self.down]
     }
 
+    /// What goes into down: `[tokens, hidden]` in, `[tokens, feed_forward]` out.
+    pub(super) fn gated(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.gate.forward(x)?.apply_op2_no_bwd(&self.up.forward(x)?, &Gate(self.activation))?)
+    }
+
+    /// What comes out of down: `[tokens, feed_forward]` in, `[tokens, hidden]` out.
+    pub(super) fn output(&self, gated: &Tensor) -> Result<Tensor> {
+        self.down.forward(gated)
+    }
+
     /// `[tokens, hidden]` in and out. `inputs` are those of gate and up, and of down.
     pub(super) fn forward(
         &self,
@@ -66,9 +77,9 @@ impl FeedForward {
     ) -> Result<Tensor> {
         let [input, input_down] = inputs;
         tap.input(LinearId { layer, input }, x)?;
-        let gated = self.gate.forward(x)?.apply_op2_no_bwd(&self.up.forward(x)?, &Gate(self.activation))?;
+        let gated = self.gated(x)?;
         tap.input(LinearId { layer, input: input_down }, &gated)?;
-        self.down.forward(&gated)
+        self.output(&gated)
     }
 }
 
@@ -91,15 +102,15 @@ impl CustomOp2 for Gate {
         if a.len() != b.len() {
             candle_core::bail!("{} values cannot gate {}", a.len(), b.len());
         }
-        let arch = pulp::Arch::new();
+        let simd = Simd::best();
         let mut out = vec![0.0; a.len()];
         let pieces = out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).zip(b.par_chunks(PIECE));
         pieces.for_each(|((out, a), b)| {
             let each = out.iter_mut().zip(a).zip(b);
             match self.0 {
-                Activation::Silu => arch.dispatch(|| each.for_each(|((out, a), b)| *out = silu(*a) * b)),
+                Activation::Silu => simd.compile(|| each.for_each(|((out, a), b)| *out = silu(*a) * b)),
                 Activation::GeluTanh => {
-                    arch.dispatch(|| each.for_each(|((out, a), b)| *out = gelu_tanh(*a) * b));
+                    simd.compile(|| each.for_each(|((out, a), b)| *out = gelu_tanh(*a) * b));
                 }
             }
         });

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 
 use candle_core::{Device, Tensor};
 
+use super::layer::Held;
 use super::{Context, Decoder, Layer, Tap};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
@@ -24,6 +25,30 @@ struct Batch {
     /// `[windows, tokens, hidden]`.
     states: Tensor,
     context: Context,
+    /// What a step of a layer has left for the next.
+    held: Option<Held>,
+}
+
+/// How far into a layer. Each step computes what goes into the next matrices from what went into those before, so that a
+/// method which changes matrices one after the other sees what the changed ones make, and computes each of them once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To the input of query, key and value. Needs no matrix.
+    Attention,
+    /// To the input of the projection after attention, through query, key and value.
+    AttentionOutput,
+    /// To the inputs of gate and up, through the projection after attention.
+    FeedForward,
+    /// To the inputs of down, through gate and up.
+    Down,
+    /// To the next layer, through down.
+    End,
+}
+
+impl Step {
+    /// All steps, in the order in which they must be taken.
+    pub const ALL: [Step; 5] =
+        [Step::Attention, Step::AttentionOutput, Step::FeedForward, Step::Down, Step::End];
 }
 
 impl Hidden {
@@ -33,7 +58,7 @@ impl Hidden {
     /// As [`Decoder::embed`].
     pub fn embed(decoder: &Decoder<'_>, windows: &[Vec<u32>]) -> Result<Hidden> {
         let batch = |batch: &[Vec<u32>]| {
-            Ok(Batch { states: decoder.embed(batch)?, context: decoder.context(batch[0].len()) })
+            Ok(Batch { states: decoder.embed(batch)?, context: decoder.context(batch[0].len()), held: None })
         };
         Ok(Hidden { batches: batches(windows).map(batch).collect::<Result<_>>()? })
     }
@@ -53,7 +78,7 @@ impl Hidden {
             })?;
             values.iter_mut().for_each(|v| *v = f32::from_bits(u32::from_le(v.to_bits())));
             let states = Tensor::from_vec(values, (batch.len(), length, width), &Device::Cpu)?;
-            Ok(Batch { states, context: decoder.context(length) })
+            Ok(Batch { states, context: decoder.context(length), held: None })
         };
         Ok(Hidden { batches: batches(windows).map(&mut batch).collect::<Result<_>>()? })
     }
@@ -87,9 +112,35 @@ impl Hidden {
     /// # Errors
     /// `Interrupted`, or what `tap` returns.
     pub fn advance(&mut self, layer: &Layer, tap: &mut dyn Tap, cancel: &Cancel) -> Result<()> {
-        for Batch { states, context } in &mut self.batches {
+        for Batch { states, context, .. } in &mut self.batches {
             cancel.check()?;
             *states = layer.forward(states, context, tap)?;
+        }
+        Ok(())
+    }
+
+    /// Takes all windows one step further into a layer, in order; `tap` sees the inputs at which the step stops, batch by
+    /// batch. The matrices of `layer` may be others at each step.
+    ///
+    /// Between [`Step::Down`] and [`Step::End`] the inputs of down are kept, which are several times as large as the states;
+    /// with `keep` off they are computed a second time instead.
+    ///
+    /// # Errors
+    /// As [`Hidden::advance`].
+    pub fn step(
+        &mut self,
+        step: Step,
+        layer: &Layer,
+        keep: bool,
+        tap: &mut dyn Tap,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        for Batch { states, context, held } in &mut self.batches {
+            cancel.check()?;
+            layer.step(step, states, held, context, tap)?;
+            if !keep {
+                *held = None;
+            }
         }
         Ok(())
     }

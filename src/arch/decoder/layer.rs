@@ -3,13 +3,13 @@
 use candle_core::Tensor;
 
 use super::attention::Attention;
-use super::experts::Experts;
+use super::experts::{self, Experts};
 use super::feed_forward::FeedForward;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::schedule::LayerKind;
 use super::weights::{At, Weights};
-use super::{Context, Input, Tap};
+use super::{Context, Input, LinearId, Step, Tap};
 use crate::arch::Model;
 use crate::error::{Error, Kind, Result};
 
@@ -90,6 +90,101 @@ impl Layer {
         let hidden = add(&hidden, x, self.feed_forward_post_norm.as_ref())?;
         Ok(hidden.reshape((sequences, length, width))?)
     }
+
+    /// Does one step of the layer: from where the step before has stopped to the inputs of the next matrices, which `tap`
+    /// sees. `states` are `[sequences, tokens, hidden]`, `held` is what the step before has left besides; where that was
+    /// dropped, it is computed again.
+    ///
+    /// # Errors
+    /// As [`Layer::forward`].
+    pub(super) fn step(
+        &self,
+        step: Step,
+        states: &mut Tensor,
+        held: &mut Option<Held>,
+        context: &Context,
+        tap: &mut dyn Tap,
+    ) -> Result<()> {
+        let shape = states.dims3()?;
+        let (tokens, layer) = (shape.0 * shape.1, self.index);
+        let hidden = states.reshape((tokens, shape.2))?;
+        match step {
+            Step::Attention => {
+                let x = self.attention_norm.forward(&hidden)?;
+                tap.input(LinearId { layer, input: Input::Attention }, &x)?;
+            }
+            Step::AttentionOutput => {
+                let mixed = self.mixed(&hidden, context)?;
+                tap.input(LinearId { layer, input: Input::AttentionOutput }, &mixed)?;
+                *held = Some(Held::Mixed(mixed));
+            }
+            Step::FeedForward => {
+                let mixed = match held.take() {
+                    Some(Held::Mixed(mixed)) => mixed,
+                    _ => self.mixed(&hidden, context)?,
+                };
+                let x = self.attention.output(&mixed)?;
+                let hidden = add(&hidden, x, self.attention_post_norm.as_ref())?;
+                let x = self.feed_forward_norm.forward(&hidden)?;
+                match &self.feed_forward {
+                    Part::Dense(_) => tap.input(LinearId { layer, input: Input::FeedForward }, &x)?,
+                    Part::Experts(part) => part.show_inputs(&x, layer, tap)?,
+                }
+                *states = hidden.reshape(shape)?;
+            }
+            Step::Down => {
+                let gated = self.gated(&hidden)?;
+                match &gated {
+                    Held::Gated(x) => tap.input(LinearId { layer, input: Input::Down }, x)?,
+                    Held::Experts(all) => {
+                        for one in all {
+                            tap.input(LinearId { layer, input: Input::ExpertDown(one.expert) }, &one.gated)?;
+                        }
+                    }
+                    Held::Mixed(_) => {}
+                }
+                *held = Some(gated);
+            }
+            Step::End => {
+                let gated = match held.take() {
+                    Some(gated) => gated,
+                    None => self.gated(&hidden)?,
+                };
+                let x = match (&self.feed_forward, &gated) {
+                    (Part::Dense(part), Held::Gated(x)) => part.output(x)?,
+                    (Part::Experts(part), Held::Experts(all)) => part.output(all, tokens)?,
+                    _ => return Err(Error::new(Kind::Usage, "the steps of a layer were taken out of order")),
+                };
+                *states = add(&hidden, x, self.feed_forward_post_norm.as_ref())?.reshape(shape)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What goes into the projection after attention.
+    fn mixed(&self, hidden: &Tensor, context: &Context) -> Result<Tensor> {
+        self.attention.mixed(&self.attention_norm.forward(hidden)?, context)
+    }
+
+    /// What goes into down.
+    fn gated(&self, hidden: &Tensor) -> Result<Held> {
+        let x = self.feed_forward_norm.forward(hidden)?;
+        Ok(match &self.feed_forward {
+            Part::Dense(part) => Held::Gated(part.gated(&x)?),
+            Part::Experts(part) => Held::Experts(part.gated(&x)?),
+        })
+    }
+}
+
+/// What a step has computed besides the hidden states.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// The input of the projection after attention.
+    Mixed(Tensor),
+    /// The input of down.
+    Gated(Tensor),
+    /// Those of the experts.
+    Experts(Vec<experts::Gated>),
 }
 
 /// The residual sum.

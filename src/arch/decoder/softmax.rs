@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::exp::{exp, tanh};
 use super::rows;
+use crate::format::gguf::blocks::Simd;
 
 /// Softmax over the keys that a query may see. `[.., queries, keys]`, with as many queries as keys.
 #[derive(Clone, Copy, Debug)]
@@ -74,11 +75,11 @@ impl InplaceOp1 for CausalSoftmax {
         if queries != keys || keys == 0 {
             candle_core::bail!("{queries} queries cannot attend causally to {keys} keys");
         }
-        let arch = pulp::Arch::new();
+        let simd = Simd::best();
         rows::slice_mut(storage, layout)?
             .par_chunks_exact_mut(keys)
             .enumerate()
-            .for_each(|(row, scores)| arch.dispatch(|| self.row(row % queries, scores)));
+            .for_each(|(row, scores)| simd.compile(|| self.row(row % queries, scores)));
         Ok(())
     }
 }

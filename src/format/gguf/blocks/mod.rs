@@ -49,7 +49,7 @@ pub use half_types::{bf16_to_f32, f16_to_f32, f32_from_le};
 use lanes::Lanes;
 use rows::Rows;
 use simd::Kernel;
-pub use simd::Simd;
+pub use simd::{Simd, Work};
 
 use super::types::{self, GgmlType};
 

@@ -1,5 +1,6 @@
 //! Choice of the instruction set, and the one place where code compiled for it is entered.
 
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::lanes::{F32x4, Lanes};
@@ -68,16 +69,55 @@ impl Simd {
     ///
     /// If the machine lacks the instruction set.
     pub(super) fn run<K: Kernel>(self, kernel: K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512 => self.compile(InLanes::<K, super::x86::F32x16>(kernel, PhantomData)),
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2 => self.compile(InLanes::<K, super::x86::F32x8>(kernel, PhantomData)),
+            _ => self.compile(InLanes::<K, F32x4>(kernel, PhantomData)),
+        }
+    }
+
+    /// Does work in a function compiled for this instruction set.
+    ///
+    /// # Panics
+    ///
+    /// If the machine lacks the instruction set.
+    pub fn compile<W: Work>(self, work: W) {
         assert!(self.is_available(), "this machine has no {}", self.name());
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the machine has the features, as the assertion above has found.
-            Simd::Avx512 => unsafe { run_avx512(kernel) },
+            Simd::Avx512 => unsafe { compile_avx512(work) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Simd::Avx2 => unsafe { run_avx2(kernel) },
-            _ => kernel.run::<F32x4>(),
+            Simd::Avx2 => unsafe { compile_avx2(work) },
+            _ => work.run(),
         }
+    }
+}
+
+/// Work in plain Rust, which the compiler turns into the instructions of each set.
+pub trait Work {
+    /// Does the work. Implementations, and all that they call, are `#[inline(always)]`, so that they become part
+    /// of the function that [`Simd::compile`] has chosen and are compiled for its instruction set.
+    fn run(self);
+}
+
+impl<F: FnOnce()> Work for F {
+    #[inline(always)]
+    fn run(self) {
+        self();
+    }
+}
+
+/// A kernel and the lanes that it works in.
+struct InLanes<K, V>(K, PhantomData<V>);
+
+impl<K: Kernel, V: Lanes> Work for InLanes<K, V> {
+    #[inline(always)]
+    fn run(self) {
+        self.0.run::<V>();
     }
 }
 
@@ -90,12 +130,12 @@ pub(super) trait Kernel {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn run_avx512<K: Kernel>(kernel: K) {
-    kernel.run::<super::x86::F32x16>();
+fn compile_avx512<W: Work>(work: W) {
+    work.run();
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn run_avx2<K: Kernel>(kernel: K) {
-    kernel.run::<super::x86::F32x8>();
+fn compile_avx2<W: Work>(work: W) {
+    work.run();
 }

@@ -3,13 +3,13 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use regex::RegexBuilder;
 
-use super::output::{Output, duration, size, thousands};
-use super::terminal::Terminal;
-use super::{CANCEL, Global};
+use super::{Common, not_plain};
 use crate::calib::imatrix::Imatrix;
+use crate::cli::output::{Output, duration, size, thousands};
+use crate::cli::terminal::Terminal;
+use crate::cli::{CANCEL, Global};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::Simd;
@@ -18,31 +18,11 @@ use crate::format::gguf::mix::Overrides;
 use crate::pipeline::gguf::report::{Report, Summary};
 use crate::pipeline::gguf::{Config, Job};
 use crate::progress::Progress;
-use crate::source::{Need, SourceModel};
 
-/// Quantize a model
+/// Options of GGUF alone
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "GGUF")]
 pub(super) struct Args {
-    /// Directory of a Hugging Face model, or its name on the Hub: org/name or org/name@revision
-    model: String,
-    /// Container of the result
-    #[arg(value_enum, ignore_case = true)]
-    output_format: OutputFormat,
-    /// Level by llama.cpp's name, in any case: Q4_K_M, Q8_0, BF16, ...
-    #[arg(short, long, visible_alias = "quantization", value_name = "LEVEL")]
-    quant_level: String,
-    /// Directory for the result, made if it is not there
-    #[arg(short, long, value_name = "DIR", default_value = ".", visible_alias = "output")]
-    output_dir: PathBuf,
-    /// File name of the result [default: MODEL-LEVEL.gguf]
-    #[arg(short = 'n', long, value_name = "NAME")]
-    output_name: Option<String>,
-    /// Overwrite the result if it exists
-    #[arg(long)]
-    force: bool,
-    /// Print sizes and types, do nothing
-    #[arg(long)]
-    dry_run: bool,
     /// Importance matrix by `analyze importance` or llama-imatrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -61,53 +41,62 @@ pub(super) struct Args {
     /// Set a metadata key; KEY=TYPE:VALUE with int, float, bool or str fixes the type; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     metadata: Vec<String>,
-    /// Accept a key of config.json that is not understood; may be repeated
-    #[arg(long, value_name = "KEY")]
-    ignore_config: Vec<String>,
     /// Instruction set of the encoders: avx512, avx2 or portable; the result is the same
     #[arg(long, value_name = "NAME", hide = true)]
     simd: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OutputFormat {
-    /// llama.cpp
-    Gguf,
+impl Args {
+    /// The options that were given.
+    pub(super) fn given(&self) -> Vec<&'static str> {
+        super::given(&[
+            ("--imatrix", self.imatrix.is_some()),
+            ("--tensor-type", !self.tensor_type.is_empty()),
+            ("--output-tensor-type", self.output_tensor_type.is_some()),
+            ("--token-embedding-type", self.token_embedding_type.is_some()),
+            ("--pure", self.pure),
+            ("--metadata", !self.metadata.is_empty()),
+            ("--simd", self.simd.is_some()),
+        ])
+    }
 }
 
-pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let OutputFormat::Gguf = args.output_format;
-    let level = parse_level(&args.quant_level)?;
+pub(super) fn run(
+    common: &Common,
+    args: &Args,
+    global: &Global,
+    output: &Output,
+    terminal: &Terminal,
+) -> Result<()> {
+    let level = parse_level(&common.quant_level)?;
     let overrides = parse_overrides(args)?;
     let simd = parse_simd(args.simd.as_deref())?;
     let imatrix = args.imatrix.as_deref().map(Imatrix::load).transpose()?;
     if let Some(m) = &imatrix {
         terminal.info(&format!("Importance matrix: {} tensors, {} chunks", m.entries.len(), m.chunks));
     }
-    terminal.info(&format!("Loading model {}", args.model));
-    let source = SourceModel::open(&args.model, Need::Weights, &CANCEL, terminal)?;
-    let file = match &args.output_name {
+    let source = common.open(terminal)?;
+    let file = match &common.output_name {
         Some(name) if name.to_lowercase().ends_with(".gguf") => name.clone(),
         Some(name) => format!("{name}.gguf"),
         None => format!("{}-{}.gguf", source.name()?, level.name),
     };
-    if file.contains(['/', '\\']) || file.eq_ignore_ascii_case(".gguf") {
-        return Err(Error::new(Kind::Usage, format!("--output-name '{file}' is not a plain file name"))
-            .hint("Put the directory into --output-dir."));
+    if file.eq_ignore_ascii_case(".gguf") {
+        return Err(not_plain(&file));
     }
     let config = Config {
         level,
-        output: args.output_dir.join(file),
-        force: args.force,
+        output: common.output(&file)?,
+        force: common.force,
         overrides,
         imatrix,
         metadata: args.metadata.clone(),
-        ignore_config: args.ignore_config.clone(),
+        ignore_config: common.ignore_config.clone(),
         threads: global.threads(),
         simd,
     };
     let job = Job::prepare(&source, config, terminal)?;
-    if args.dry_run {
+    if common.dry_run {
         let summary = job.dry_run();
         output.result(&summary, &describe_plan(&summary, &job.output().display().to_string()));
         return Ok(());

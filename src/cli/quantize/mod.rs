@@ -1,0 +1,125 @@
+//! `llm-quantize quantize MODEL FORMAT -q LEVEL`.
+
+mod gguf;
+mod gptq;
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::data::DataArgs;
+use super::output::Output;
+use super::terminal::Terminal;
+use super::{CANCEL, Global};
+use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
+use crate::source::{Need, SourceModel};
+
+/// Quantize a model
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    gguf: gguf::Args,
+    #[command(flatten)]
+    gptq: gptq::Args,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// What every format has.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Directory of a Hugging Face model, or its name on the Hub: org/name or org/name@revision
+    model: String,
+    /// Container of the result
+    #[arg(value_enum, ignore_case = true)]
+    output_format: OutputFormat,
+    /// Level, in any case: of GGUF by llama.cpp's name (Q4_K_M, Q8_0, BF16, ...), of GPTQ 2bit, 3bit, 4bit or 8bit
+    #[arg(short, long, visible_alias = "quantization", value_name = "LEVEL")]
+    quant_level: String,
+    /// Directory for the result, made if it is not there
+    #[arg(short, long, value_name = "DIR", default_value = ".", visible_alias = "output")]
+    output_dir: PathBuf,
+    /// Name of the result in that directory [default: MODEL-LEVEL.gguf, or a directory MODEL-gptq-LEVEL]
+    #[arg(short = 'n', long, value_name = "NAME")]
+    output_name: Option<String>,
+    /// Overwrite the result if it exists
+    #[arg(long)]
+    force: bool,
+    /// Print sizes and types, do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Accept a key of config.json that is not understood; may be repeated
+    #[arg(long, value_name = "KEY")]
+    ignore_config: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// llama.cpp
+    Gguf,
+    /// A directory that transformers, vLLM and others load
+    Gptq,
+}
+
+pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
+    let Args { common, gguf, gptq, data } = args;
+    match common.output_format {
+        OutputFormat::Gguf => {
+            refuse(&[gptq.given(), data_given(data)].concat(), "quantization to GGUF")?;
+            gguf::run(common, gguf, global, output, terminal)
+        }
+        OutputFormat::Gptq => {
+            refuse(&gguf.given(), "GPTQ")?;
+            gptq::run(common, gptq, data, global, output, terminal)
+        }
+    }
+}
+
+impl Common {
+    fn open(&self, terminal: &Terminal) -> Result<SourceModel> {
+        terminal.info(&format!("Loading model {}", self.model));
+        SourceModel::open(&self.model, Need::Weights, &CANCEL, terminal)
+    }
+
+    /// The path of the result.
+    fn output(&self, name: &str) -> Result<PathBuf> {
+        if name.contains(['/', '\\']) || ["", ".", ".."].contains(&name) {
+            return Err(not_plain(name));
+        }
+        Ok(self.output_dir.join(name))
+    }
+}
+
+fn not_plain(name: &str) -> Error {
+    Error::new(Kind::Usage, format!("--output-name '{name}' is not a plain file name"))
+        .hint("Put the directory into --output-dir.")
+}
+
+/// The names of those options that were given.
+fn given(options: &[(&'static str, bool)]) -> Vec<&'static str> {
+    options.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect()
+}
+
+fn data_given(data: &DataArgs) -> Vec<&'static str> {
+    given(&[
+        ("--calibration-data", data.calibration_data.is_some()),
+        ("--calibration-samples", data.calibration_samples.is_some()),
+        ("--seq-len", data.seq_len.is_some()),
+        ("--seed", data.seed.is_some()),
+        ("--dataset-config", data.dataset_config.is_some()),
+        ("--dataset-split", data.dataset_split.is_some()),
+        ("--text-column", data.text_column.is_some()),
+    ])
+}
+
+/// An option that would be of no effect is a mistake.
+fn refuse(given: &[&str], what: &str) -> Result<()> {
+    match given.first() {
+        None => Ok(()),
+        Some(option) => Err(Error::new(Kind::Usage, format!("{option} is not an option of {what}"))
+            .hint("Leave it out; `llm-quantize quantize --help` lists the options of each format.")),
+    }
+}
