@@ -84,7 +84,7 @@ impl Experts {
 
     /// What comes out of all experts: `[tokens, hidden]`.
     pub(super) fn output(&self, all: &[Gated], tokens: usize) -> Result<Tensor> {
-        let hidden = self.router.weight.dim(1)?;
+        let hidden = self.router.inner()?;
         let mut sum = vec![0.0; tokens * hidden];
         for Gated { expert, routed, gated } in all {
             add(&mut sum, &self.experts[*expert].output(gated)?, routed)?;

@@ -37,6 +37,14 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
+    /// Number of inputs.
+    pub(super) fn inner(&self) -> Result<usize> {
+        Ok(match &self.weight {
+            Weight::F32(weight) | Weight::Rounded(weight) => weight.dim(1)?,
+            Weight::Bf16(packed) => packed.inner(),
+        })
+    }
+
     /// `[tokens, in]` in, `[tokens, out]` out.
     ///
     /// # Errors

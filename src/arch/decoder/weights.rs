@@ -132,7 +132,7 @@ impl<'a> Weights<'a> {
     }
 
     /// Whether this matrix and its inputs are rounded to bfloat16. Routers never are: a token would go to another expert.
-    fn rounds(&self, found: &Found<'_>, stem: &str) -> bool {
+    pub(super) fn rounds(&self, found: &Found<'_>, stem: &str) -> bool {
         stem != "ffn_gate_inp"
             && match self.compute {
                 Compute::F32 => false,
