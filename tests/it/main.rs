@@ -25,10 +25,10 @@ mod gguf_file;
 mod gguf_model;
 /// Digests of llama.cpp's own files.
 mod golden;
-/// Layers that GPTQModel packed.
-mod gptqmodel;
 /// GPTQ checkpoints from the command line.
 mod gptq;
+/// Layers that GPTQModel packed.
+mod gptqmodel;
 /// GGUF files that lie.
 mod hostile_gguf;
 /// GPTQ and AWQ directories that lie.

@@ -22,7 +22,7 @@ use crate::progress::Progress;
 /// Options of GGUF alone
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "GGUF")]
-pub(super) struct Args {
+pub(super) struct GgufOptions {
     /// Importance matrix by `analyze importance` or llama-imatrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -46,7 +46,7 @@ pub(super) struct Args {
     simd: Option<String>,
 }
 
-impl Args {
+impl GgufOptions {
     /// The options that were given.
     pub(super) fn given(&self) -> Vec<&'static str> {
         super::given(&[
@@ -63,7 +63,7 @@ impl Args {
 
 pub(super) fn run(
     common: &Common,
-    args: &Args,
+    args: &GgufOptions,
     global: &Global,
     output: &Output,
     terminal: &Terminal,
@@ -134,7 +134,7 @@ fn parse_type(name: &str, option: &str) -> Result<GgmlType> {
     }
 }
 
-fn parse_overrides(args: &Args) -> Result<Overrides> {
+fn parse_overrides(args: &GgufOptions) -> Result<Overrides> {
     let mut tensor_types = Vec::new();
     for text in &args.tensor_type {
         let (pattern, ty) = text.rsplit_once('=').filter(|(p, _)| !p.is_empty()).ok_or_else(|| {

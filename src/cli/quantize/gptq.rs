@@ -21,7 +21,7 @@ const LISTED: usize = 10;
 /// Options of GPTQ alone
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "GPTQ")]
-pub(super) struct Args {
+pub(super) struct GptqOptions {
     /// Inputs that share a scale: 32, 64, 128, 256, or -1 for a whole row [default: 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     group_size: Option<i64>,
@@ -58,7 +58,7 @@ enum CheckpointFormat {
     V2,
 }
 
-impl Args {
+impl GptqOptions {
     /// The options that were given.
     pub(super) fn given(&self) -> Vec<&'static str> {
         super::given(&[
@@ -76,7 +76,7 @@ impl Args {
 
 pub(super) fn run(
     common: &Common,
-    args: &Args,
+    args: &GptqOptions,
     data: &DataArgs,
     global: &Global,
     output: &Output,

@@ -21,9 +21,9 @@ pub(super) struct Args {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    gguf: gguf::Args,
+    gguf: gguf::GgufOptions,
     #[command(flatten)]
-    gptq: gptq::Args,
+    gptq: gptq::GptqOptions,
     #[command(flatten)]
     data: DataArgs,
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::linears::{self, Matrix};
-use super::report::{How, Linear};
+use super::report::{How, Linear, Seen};
 use crate::arch::Model;
 use crate::arch::decoder::{Decoder, Hidden, Input, LinearId, Step};
 use crate::calib::guard::{Guard, Statistic};
@@ -82,10 +82,8 @@ impl Work<'_, '_> {
                 if step == Step::End && last {
                     break;
                 }
-                let here: Vec<&Matrix> = matrices
-                    .iter()
-                    .filter(|m| step != Step::End && linears::step_of(m.input) == step)
-                    .collect();
+                let here: Vec<&Matrix> =
+                    matrices.iter().filter(|m| linears::step_of(m.input) == Some(step)).collect();
                 let mut grams = Grams::new(&here);
                 let decoder = Decoder::new(self.model, &overlay)?;
                 let mut guard = Guard::new(&mut grams);
@@ -111,10 +109,10 @@ impl Work<'_, '_> {
     ) -> Result<()> {
         let Some(first) = matrices.first() else { return Ok(()) };
         let started = Instant::now();
-        let tokens = gram.tokens();
-        let dead = gram.diagonal().iter().filter(|d| **d == 0.0).count();
+        let dead_inputs = gram.diagonal().iter().filter(|d| **d == 0.0).count();
+        let seen = Seen { tokens: gram.tokens(), dead_inputs };
         let is_expert = matches!(first.input, Input::Expert(_) | Input::ExpertDown(_));
-        let rare = is_expert && (tokens as f64) < EXPERT_TOKENS_PER_INPUT * gram.size() as f64;
+        let rare = is_expert && (seen.tokens as f64) < EXPERT_TOKENS_PER_INPUT * gram.size() as f64;
         let problem = Problem::new(gram, self.settings, !rare);
         let prepared = started.elapsed();
         let how = match problem.method() {
@@ -126,14 +124,14 @@ impl Work<'_, '_> {
         for matrix in matrices {
             cancel.check()?;
             self.progress.item(&matrix.name);
-            self.warn(matrix, how, tokens);
+            self.warn(matrix, how, seen.tokens);
             let started = Instant::now();
             let mut weights = vec![0.0; matrix.shape[0] * matrix.shape[1]];
             self.weights.read(&matrix.tensor(), 0..matrix.shape[0], &mut weights)?;
             let (linear, loss) = problem.quantize(&weights, Simd::best());
             let quantized = linear.dequantize();
             let seconds = prepared.as_secs_f64() * share + started.elapsed().as_secs_f64();
-            self.linears.push(Linear::new(matrix, how, loss, tokens, dead, &weights, &quantized, seconds));
+            self.linears.push(Linear::new(matrix, how, loss, seen, &weights, &quantized, seconds));
             overlay.replace(&matrix.tensor(), quantized);
             (self.sink)(matrix, linear)?;
             self.progress.advance(weights.len() as u64);

@@ -77,13 +77,14 @@ pub fn find(model: &Model, weights: &dyn Dense) -> Result<Vec<Vec<Matrix>>> {
     (0..model.hyper.layers).map(layer).collect()
 }
 
-/// The step of a layer at whose end the inputs of a matrix are known.
-pub(super) fn step_of(input: Input) -> Step {
+/// The step of a layer at whose end the inputs of a matrix are known; none for the head.
+pub(super) fn step_of(input: Input) -> Option<Step> {
     match input {
-        Input::Attention => Step::Attention,
-        Input::AttentionOutput => Step::AttentionOutput,
-        Input::FeedForward | Input::Router | Input::Expert(_) => Step::FeedForward,
-        Input::Down | Input::ExpertDown(_) => Step::Down,
+        Input::Attention => Some(Step::Attention),
+        Input::AttentionOutput => Some(Step::AttentionOutput),
+        Input::FeedForward | Input::Router | Input::Expert(_) => Some(Step::FeedForward),
+        Input::Down | Input::ExpertDown(_) => Some(Step::Down),
+        Input::Head => None,
     }
 }
 

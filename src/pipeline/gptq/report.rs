@@ -60,13 +60,19 @@ pub struct Linear {
     error: f64,
 }
 
+/// What went into a matrix.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) tokens: usize,
+    pub(super) dead_inputs: usize,
+}
+
 impl Linear {
     pub(super) fn new(
         matrix: &Matrix,
         how: How,
         loss: Loss,
-        tokens: usize,
-        dead_inputs: usize,
+        seen: Seen,
         weights: &[f32],
         quantized: &[f32],
         seconds: f64,
@@ -79,8 +85,8 @@ impl Linear {
             how,
             relative_error: loss.relative(),
             share: 0.0,
-            tokens,
-            dead_inputs,
+            tokens: seen.tokens,
+            dead_inputs: seen.dead_inputs,
             outliers: weights.iter().filter(|w| f64::from(**w).powi(2) > limit).count(),
             seconds,
             weight_nmse: weight_nmse(weights, quantized),
