@@ -192,7 +192,8 @@ fn bits_are_those_of_the_types() {
     assert_eq!((&found["bits_per_weight"], &found["reference_bits_per_weight"]), (&json!(4.5), &json!(16.0)));
     assert_eq!((&found["data"], &found["windows"]), (&json!("built-in"), &json!(2)));
     for layer in found["layers"].as_array().unwrap() {
-        assert!(linears(layer).iter().all(|(_, nmse)| (1e-3..0.05).contains(nmse)), "{layer}");
+        // Four bits lose something, and not much.
+        assert!(linears(layer).iter().all(|(_, nmse)| (1e-4..0.05).contains(nmse)), "{layer}");
     }
     let said = run(&args).success();
     assert!(said.stderr.contains("built-in text"), "{}", said.stderr);
