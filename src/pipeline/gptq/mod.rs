@@ -180,7 +180,7 @@ impl Job {
     /// # Errors
     /// `Usage` if the output exists and may not be replaced, `Resources` if the disk is full.
     pub fn preflight(&self) -> Result<()> {
-        atomic::refuse_existing(&self.config.output, self.config.force)?;
+        atomic::refuse_existing_dir(&self.config.output, self.config.force)?;
         let dir = self.config.output.parent().unwrap_or(Path::new("."));
         atomic::check_space(dir, self.dry_run().file_size)
     }
