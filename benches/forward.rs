@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use llm_quantize::arch::decoder::{Compute, Hidden};
 use llm_quantize::Result;
+use llm_quantize::arch::decoder::{Compute, Hidden};
 use llm_quantize::cancel::Cancel;
 use llm_quantize::pipeline::model::OpenModel;
 use llm_quantize::progress::Silent;
@@ -28,8 +28,9 @@ fn main() -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
     let open = OpenModel::open(model, &[], &Cancel::new(), &Silent)?;
     let vocab = open.model.hyper.vocab;
-    let tokens: Vec<Vec<u32>> =
-        (0..windows).map(|w| (0..length).map(|i| ((w * 7919 + i * 104_729) % vocab) as u32).collect()).collect();
+    let tokens: Vec<Vec<u32>> = (0..windows)
+        .map(|w| (0..length).map(|i| ((w * 7919 + i * 104_729) % vocab) as u32).collect())
+        .collect();
     pool.install(|| {
         let mut best = Duration::MAX;
         for _ in 0..rounds {
@@ -44,17 +45,16 @@ fn main() -> Result<()> {
                 cpu_seconds() - cpu
             );
         }
-        println!("best {:.0} tokens/s with {threads} threads", (windows * length) as f64 / best.as_secs_f64());
+        println!(
+            "best {:.0} tokens/s with {threads} threads",
+            (windows * length) as f64 / best.as_secs_f64()
+        );
         Ok(())
     })
 }
 
 /// One pass over all windows: the time it took, and that of the layers alone.
-fn pass(
-    open: &OpenModel,
-    windows: &[Vec<u32>],
-    compute: Compute,
-) -> Result<(Duration, Duration)> {
+fn pass(open: &OpenModel, windows: &[Vec<u32>], compute: Compute) -> Result<(Duration, Duration)> {
     let started = Instant::now();
     let decoder = open.decoder()?.compute_in(compute);
     let mut hidden = Hidden::embed(&decoder, windows)?;
@@ -62,7 +62,8 @@ fn pass(
         hidden.advance(&decoder.layer(i)?, &mut (), &Cancel::new())?;
     }
     let layers = started.elapsed();
-    let normed = (0..hidden.windows()).map(|i| decoder.norm(&hidden.window(i)?)).collect::<Result<Vec<_>>>()?;
+    let normed =
+        (0..hidden.windows()).map(|i| decoder.norm(&hidden.window(i)?)).collect::<Result<Vec<_>>>()?;
     for start in (0..decoder.vocab()).step_by(HEAD_ROWS) {
         let head = decoder.head_rows(start..(start + HEAD_ROWS).min(decoder.vocab()))?;
         for normed in &normed {

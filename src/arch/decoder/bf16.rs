@@ -105,8 +105,11 @@ impl Packed {
                     let mut sums = [[0.0; COLUMNS]; ROWS];
                     multiply_tile(&tile[start..], pairs, panel, &mut sums);
                     for (out, sums) in out.chunks_exact_mut(self.out).zip(&sums) {
-                        for (out, sum) in out[columns.clone()].iter_mut().zip(sums) {
-                            *out += sum;
+                        let each = out[columns.clone()].iter_mut().zip(sums);
+                        // Fresh memory is only written: reading it first would cost a second page fault.
+                        match start {
+                            0 => each.for_each(|(out, sum)| *out = *sum),
+                            _ => each.for_each(|(out, sum)| *out += sum),
                         }
                     }
                 }

@@ -106,10 +106,10 @@ mod tests {
         let weight = Tensor::randn(0f32, 1.0, (70, 133), &Device::Cpu).unwrap();
         let x = Tensor::randn(0f32, 1.0, (31, 133), &Device::Cpu).unwrap();
         let linear = Linear::new(weight.clone(), None, true).unwrap();
-        let portable = Linear { weight: Weight::Rounded(weight.apply_op1_no_bwd(&Round).unwrap()), bias: None };
-        let values = |linear: &Linear| {
-            linear.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
-        };
+        let portable =
+            Linear { weight: Weight::Rounded(weight.apply_op1_no_bwd(&Round).unwrap()), bias: None };
+        let values =
+            |linear: &Linear| linear.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for (a, b) in values(&linear).iter().zip(values(&portable)) {
             assert!((a - b).abs() < 1e-4, "{a} {b}");
         }

@@ -180,7 +180,11 @@ impl<'a> Decoder<'a> {
         let name = if hyper.tied { "token_embd.weight" } else { "output.weight" };
         let found = self.weights.need(name, At::default())?;
         Ok(Head {
-            linear: Linear::new(self.weights.load(&found, tokens)?, None, self.weights.rounds(&found, "output"))?,
+            linear: Linear::new(
+                self.weights.load(&found, tokens)?,
+                None,
+                self.weights.rounds(&found, "output"),
+            )?,
             soft_cap: hyper.final_softcap.filter(|_| self.model.spec.arithmetic.soft_caps),
         })
     }

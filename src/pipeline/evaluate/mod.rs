@@ -78,7 +78,9 @@ pub fn evaluate(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Re
         let windows = config.text.windows(&text, &model, reference.as_ref())?;
         drop(text);
         let reference_through = match &reference {
-            Some(reference) => Some(Through::all_layers(reference, &windows, config.compute, cancel, progress)?),
+            Some(reference) => {
+                Some(Through::all_layers(reference, &windows, config.compute, cancel, progress)?)
+            }
             None => None,
         };
         let through = Through::all_layers(&model, &windows, config.compute, cancel, progress)?;
