@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench forward -- MODEL [--windows 8] [--length 512] [--threads 2] [--rounds 3] [--compute f32|bf16]`
 
+#![allow(clippy::print_stdout)]
+
 use std::time::{Duration, Instant};
 
 use llm_quantize::Result;
