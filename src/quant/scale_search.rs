@@ -12,7 +12,7 @@ const WIDEST: f32 = 1.08;
 /// Rounds of codes for the scale and the best scale for the codes.
 const REFINEMENTS: usize = 3;
 
-/// A group's scale, its reciprocal and the range of code minus zero point, of [`LANES`] rows.
+/// A group's scale, its reciprocal and the range of code minus zero point, of `LANES` rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     /// As it will be stored: a float16.

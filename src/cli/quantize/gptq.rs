@@ -25,7 +25,7 @@ pub(super) struct GptqOptions {
     /// Inputs that share a scale: 32, 64, 128, 256, or -1 for a whole row [default: 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     group_size: Option<i64>,
-    /// Zero points in the middle of the grid [default]
+    /// Zero points in the middle of the grid, the default
     #[arg(long, conflicts_with = "asym")]
     sym: bool,
     /// A zero point for each group
