@@ -1,9 +1,9 @@
-//! Quantizes Hugging Face language models to GGUF, byte for byte as llama.cpp does.
+//! Quantizes Hugging Face language models: to GGUF, byte for byte as llama.cpp does, and to GPTQ; and measures what was lost.
 //!
-//! Data goes one way: [`source`] reads the model, [`arch`] understands it, [`mod@format`] encodes and writes it, [`eval`]
+//! Data goes one way: [`source`] reads the model, [`arch`] understands it and computes it, [`calib`] turns texts into tokens
+//! and activations into statistics, [`quant`] solves for codes, [`mod@format`] encodes, writes and reads containers, [`eval`]
 //! measures what was lost, and [`pipeline`] knows the order. [`cli`] turns arguments into the pipeline's configuration and is
-//! the only place that prints. Containers and encoders know nothing of models; models know nothing of files, except that the decoder reads its
-//! weights from the checkpoint.
+//! the only place that prints. Containers and encoders know nothing of models.
 
 pub mod arch;
 pub mod atomic;
