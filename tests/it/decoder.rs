@@ -14,22 +14,7 @@ use llm_quantize::error::Kind;
 use llm_quantize::source::config::Config;
 use llm_quantize::source::safetensors::Tensors;
 
-use crate::support;
-
-const MODELS: &[&str] = &[
-    "gemma2",
-    "gemma3",
-    "llama",
-    "llama-spm",
-    "llama3-rope",
-    "mistral-swa",
-    "mixtral",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "smollm3",
-];
+use crate::support::{self, MODELS};
 
 /// The largest error of any state, relative to the state: its sum of squares over the state's.
 const LIMIT: f64 = 1e-8;
@@ -60,7 +45,12 @@ fn worst(name: &str, compute: Compute) -> f64 {
     let decoder = Decoder::new(&model, &tensors).unwrap().compute_in(compute);
     let context = decoder.context(tokens.len());
     let mut worst = 0f64;
-    let mut check = |state: &str, found: &Tensor| worst = worst.max(nmse(found, &states[state]));
+    let mut check = |state: &str, found: &Tensor| {
+        let error = nmse(found, &states[state]);
+        // The maximum of NaN and a number is the number.
+        assert!(error.is_finite(), "{name}: {state} is not finite");
+        worst = worst.max(error);
+    };
     let mut hidden = decoder.embed(&[&tokens]).unwrap();
     for i in 0..decoder.layers() {
         check(&format!("hidden.{i}"), &hidden);

@@ -20,22 +20,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::checkpoint::Case;
-use crate::support::{data, model, quantize, text};
-
-const MODELS: &[&str] = &[
-    "gemma2",
-    "gemma3",
-    "llama",
-    "llama-spm",
-    "llama3-rope",
-    "mistral-swa",
-    "mixtral",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "smollm3",
-];
+use crate::support::{MODELS, data, model, quantize, text};
 
 fn open(path: &Path) -> Result<OpenModel, Error> {
     OpenModel::open(&text(path), &[], &Cancel::new(), &Silent)

@@ -6,6 +6,22 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+/// The small random models, one of each family and more, with what transformers makes of them.
+pub(crate) const MODELS: &[&str] = &[
+    "gemma2",
+    "gemma3",
+    "llama",
+    "llama-spm",
+    "llama3-rope",
+    "mistral-swa",
+    "mixtral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "smollm3",
+];
+
 /// A path in `tests/data`.
 pub(crate) fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
