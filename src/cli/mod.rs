@@ -15,8 +15,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::backend::DeviceName;
 use crate::cancel::Cancel;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use output::Output;
 use terminal::Terminal;
 
@@ -63,12 +64,17 @@ struct Global {
     /// Worker threads [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads: Option<u16>,
-    /// Where the work is done
+    /// Where the work is done: cpu, cuda:N (the GPU of this number) or auto (a GPU if there is one)
     #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
     device: String,
 }
 
 impl Global {
+    /// Which device was asked for.
+    fn device(&self) -> Result<DeviceName> {
+        self.device.parse()
+    }
+
     /// How many threads work.
     fn threads(&self) -> usize {
         match self.threads {
@@ -128,24 +134,21 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli, output: &Output, terminal: &Terminal) -> Result<()> {
-    check_device(&cli.global.device)?;
+    let device = cli.global.device()?;
     match &cli.command {
         Command::Quantize(args) => quantize::run(args, &cli.global, output, terminal),
-        Command::Evaluate(args) => evaluate::run(args, &cli.global, output, terminal),
-        Command::Analyze(args) => analyze::run(args, &cli.global, output, terminal),
-        Command::Info(args) => info::run(args, output, terminal),
-    }
-}
-
-fn check_device(device: &str) -> Result<()> {
-    match device {
-        "cpu" | "auto" => Ok(()),
-        _ if device.starts_with("cuda") => Err(Error::new(
-            Kind::Unsupported,
-            format!("--device {device}: this version has no CUDA backend; GGUF is encoded on the CPU"),
-        )
-        .hint("Leave out --device, or pass --device cpu.")),
-        _ => Err(Error::new(Kind::Usage, format!("--device '{device}' is none of cpu, auto, cuda:N"))),
+        Command::Evaluate(args) => {
+            device.cpu_only("evaluate")?;
+            evaluate::run(args, &cli.global, output, terminal)
+        }
+        Command::Analyze(args) => {
+            device.cpu_only("analyze")?;
+            analyze::run(args, &cli.global, output, terminal)
+        }
+        Command::Info(args) => {
+            device.cpu_only("info")?;
+            info::run(args, output, terminal)
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use regex::RegexBuilder;
 
 use super::{Common, not_plain};
+use crate::backend;
 use crate::calib::imatrix::Imatrix;
 use crate::cli::output::{Output, duration, size, thousands};
 use crate::cli::terminal::Terminal;
@@ -71,6 +72,8 @@ pub(super) fn run(
     let level = parse_level(&common.quant_level)?;
     let overrides = parse_overrides(args)?;
     let simd = parse_simd(args.simd.as_deref())?;
+    let backend = backend::open(global.device()?, simd)?;
+    terminal.detail(&format!("Device: {}", backend.name()));
     let imatrix = args.imatrix.as_deref().map(Imatrix::load).transpose()?;
     if let Some(m) = &imatrix {
         terminal.info(&format!("Importance matrix: {} tensors, {} chunks", m.entries.len(), m.chunks));
@@ -94,6 +97,7 @@ pub(super) fn run(
         ignore_config: common.ignore_config.clone(),
         threads: global.threads(),
         simd,
+        backend,
     };
     let job = Job::prepare(&source, config, terminal)?;
     if common.dry_run {

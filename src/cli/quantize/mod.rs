@@ -73,6 +73,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         }
         OutputFormat::Gptq => {
             refuse(&gguf.given(), "GPTQ")?;
+            global.device()?.cpu_only("quantization to GPTQ")?;
             gptq::run(common, gptq, data, global, output, terminal)
         }
     }

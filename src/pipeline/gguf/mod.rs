@@ -10,10 +10,12 @@ mod stream;
 mod verify;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::arch::Model;
 use crate::atomic::{self, AtomicFile};
+use crate::backend::Backend;
 use crate::calib::imatrix::Imatrix;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
@@ -51,8 +53,10 @@ pub struct Config {
     pub ignore_config: Vec<String>,
     /// Worker threads.
     pub threads: usize,
-    /// The instruction set of the encoders; the result does not depend on it.
+    /// The instruction set of what the processor does; the result does not depend on it.
     pub simd: Simd,
+    /// What encodes; the result does not depend on it.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// One tensor on its way into the file.
@@ -147,7 +151,7 @@ impl Job {
             self.layout.clone(),
             &self.tensors,
             &targets,
-            simd,
+            (&*self.config.backend, simd),
             progress,
             cancel,
         );

@@ -11,9 +11,10 @@ use rayon::prelude::*;
 use super::Target;
 use super::slab::{Chunk, Slab, slabs};
 use crate::atomic::start_writeback;
+use crate::backend::{Backend, Batch, BlockRows, Cpu};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
-use crate::format::gguf::blocks::{self, Simd};
+use crate::format::gguf::blocks::Simd;
 use crate::format::gguf::writer::{Layout, Writer};
 use crate::pipeline::memory;
 use crate::progress::Progress;
@@ -30,19 +31,21 @@ pub(super) fn write_all(
     layout: Layout,
     tensors: &Tensors,
     targets: &[Target<'_>],
-    simd: Simd,
+    (backend, simd): (&dyn Backend, Simd),
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<u64> {
     let slabs = slabs(targets);
+    let encoder = SlabEncoder { targets, backend, simd, progress };
     let mut peak = 0;
     let (full_in, full_out) = sync_channel::<(usize, Vec<u8>)>(1);
     let (empty_in, empty_out) = sync_channel::<Vec<u8>>(3);
     let whole = &slabs;
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || write_slabs(file, layout, whole, targets, full_out, &empty_in));
-        let encoded =
-            encode_slabs(&slabs, tensors, targets, simd, progress, cancel, &full_in, &empty_out, &mut peak);
+        let encoded = encode_slabs(
+            &slabs, tensors, targets, encoder, progress, cancel, &full_in, &empty_out, &mut peak,
+        );
         drop(full_in);
         let written = writer.join().expect("the writing thread does not panic");
         // A failure to write ends the encoder too, so it is the cause.
@@ -57,7 +60,7 @@ fn encode_slabs(
     slabs: &[Slab],
     tensors: &Tensors,
     targets: &[Target<'_>],
-    simd: Simd,
+    encoder: SlabEncoder<'_>,
     progress: &dyn Progress,
     cancel: &Cancel,
     full: &SyncSender<(usize, Vec<u8>)>,
@@ -85,18 +88,9 @@ fn encode_slabs(
             work.push((chunk, piece));
             rest = tail;
         }
-        // `try_for_each` stops at any failure; looking for the first in order makes the message the same every time.
-        let failed = work.into_par_iter().map(|(chunk, out)| {
-            let target = &targets[chunk.tensor];
-            let done = SCRATCH.with_borrow_mut(|scratch| encode_chunk(target, chunk, out, scratch, simd));
-            progress.advance(chunk.weights as u64);
-            done
-        });
-        let failed = failed.filter_map(Result::err).reduce_with(|first, _| first);
+        let encoded = encoder.encode(work);
         *peak = memory::anonymous().unwrap_or(0).max(*peak);
-        if let Some(e) = failed {
-            return Err(e);
-        }
+        encoded?;
         if full.send((i, buffer)).is_err() {
             // The writer has stopped; it says why.
             return Ok(());
@@ -111,29 +105,125 @@ fn buffered(targets: &[Target<'_>], chunk: &Chunk) -> usize {
     if target.source.is_direct(target.ty) { 0 } else { chunk.bytes }
 }
 
-fn encode_chunk(
-    target: &Target<'_>,
-    chunk: &Chunk,
-    out: &mut [u8],
-    scratch: &mut Vec<f32>,
+/// How the chunks of a slab are encoded.
+#[derive(Clone, Copy)]
+struct SlabEncoder<'a> {
+    targets: &'a [Target<'a>],
+    backend: &'a dyn Backend,
     simd: Simd,
-) -> Result<()> {
-    let source = &target.source;
-    if source.is_direct(target.ty) {
-        return source.check_finite(chunk.rows.clone());
+    progress: &'a dyn Progress,
+}
+
+/// A chunk and where its bytes go.
+type Work<'a> = (&'a Chunk, &'a mut [u8]);
+
+impl SlabEncoder<'_> {
+    fn encode(&self, work: Vec<Work<'_>>) -> Result<()> {
+        let (mine, of_the_device) = match self.backend.batch() {
+            Batch::Core => (work, Vec::new()),
+            Batch::All => work.into_iter().partition(|(chunk, _)| !self.goes_to_device(chunk)),
+        };
+        self.encode_by_chunk(mine)?;
+        self.encode_by_tensor(of_the_device)
     }
-    if source.is_copy(target.ty) {
-        return source.copy(chunk.rows.clone(), out);
+
+    /// Whether a chunk is encoded, by a device that can do it. The processor does the rest; the bytes are the same.
+    fn goes_to_device(&self, chunk: &Chunk) -> bool {
+        let target = &self.targets[chunk.tensor];
+        !target.source.is_copy(target.ty) && self.backend.encodes(target.ty)
     }
-    let row_len = source.row_len();
-    scratch.resize(chunk.weights, 0.0);
-    source.load(chunk.rows.clone(), scratch, simd)?;
-    let weights = target.importance.map(|all| {
-        let expert = source.matrix_of(chunk.rows.start);
-        &all[expert * row_len..(expert + 1) * row_len]
-    });
-    blocks::encode(target.ty, scratch, row_len, weights, out, simd);
-    Ok(())
+
+    /// Each chunk for itself, on all threads.
+    fn encode_by_chunk(&self, work: Vec<Work<'_>>) -> Result<()> {
+        first_failure(work.into_par_iter().map(|(chunk, out)| {
+            let done = SCRATCH.with_borrow_mut(|scratch| self.encode_chunk(chunk, out, scratch));
+            self.progress.advance(chunk.weights as u64);
+            done
+        }))
+    }
+
+    /// The chunks of a matrix together, after all threads have read them.
+    fn encode_by_tensor(&self, work: Vec<Work<'_>>) -> Result<()> {
+        let mut scratch = vec![0f32; work.iter().map(|(chunk, _)| chunk.weights).sum()];
+        let mut rest = scratch.as_mut_slice();
+        let mut loads = Vec::with_capacity(work.len());
+        for (chunk, _) in &work {
+            let (weights, tail) = rest.split_at_mut(chunk.weights);
+            loads.push((*chunk, weights));
+            rest = tail;
+        }
+        first_failure(loads.into_par_iter().map(|(chunk, weights)| {
+            self.targets[chunk.tensor].source.load(chunk.rows.clone(), weights, self.simd)
+        }))?;
+
+        let mut weights = scratch.as_slice();
+        let matrix =
+            |chunk: &Chunk| (chunk.tensor, self.targets[chunk.tensor].source.matrix_of(chunk.rows.start));
+        for pieces in by(work, |(chunk, _)| matrix(chunk)) {
+            let chunk = pieces[0].0;
+            let count = pieces.iter().map(|(chunk, _)| chunk.weights).sum();
+            let (piece, tail) = weights.split_at(count);
+            weights = tail;
+            // The places that the chunks' bytes go to lie side by side, but not as one slice any more.
+            let mut bytes = vec![0; pieces.iter().map(|(_, out)| out.len()).sum()];
+            self.backend.encode_blocks(self.rows(chunk, piece), &mut bytes)?;
+            let mut bytes = bytes.as_slice();
+            for (_, out) in pieces {
+                let (own, tail) = bytes.split_at(out.len());
+                out.copy_from_slice(own);
+                bytes = tail;
+            }
+            self.progress.advance(count as u64);
+        }
+        Ok(())
+    }
+
+    fn encode_chunk(&self, chunk: &Chunk, out: &mut [u8], scratch: &mut Vec<f32>) -> Result<()> {
+        let target = &self.targets[chunk.tensor];
+        let source = &target.source;
+        if source.is_direct(target.ty) {
+            return source.check_finite(chunk.rows.clone());
+        }
+        if source.is_copy(target.ty) {
+            return source.copy(chunk.rows.clone(), out);
+        }
+        scratch.resize(chunk.weights, 0.0);
+        source.load(chunk.rows.clone(), scratch, self.simd)?;
+        let rows = self.rows(chunk, scratch);
+        match self.backend.batch() {
+            Batch::Core => self.backend.encode_blocks(rows, out),
+            Batch::All => Cpu { simd: self.simd }.encode_blocks(rows, out),
+        }
+    }
+
+    /// Weights from a chunk on, all of its matrix.
+    fn rows<'a>(&'a self, chunk: &Chunk, weights: &'a [f32]) -> BlockRows<'a> {
+        let target = &self.targets[chunk.tensor];
+        let columns = target.source.row_len();
+        let importance = target.importance.map(|all| {
+            let expert = target.source.matrix_of(chunk.rows.start);
+            &all[expert * columns..(expert + 1) * columns]
+        });
+        BlockRows { ty: target.ty, weights, columns, importance }
+    }
+}
+
+/// Does all work and gives the first failure in order. `try_for_each` stops at any failure; looking for the first makes
+/// the message the same every time.
+fn first_failure(work: impl IndexedParallelIterator<Item = Result<()>>) -> Result<()> {
+    work.filter_map(Result::err).reduce_with(|first, _| first).map_or(Ok(()), Err)
+}
+
+/// Runs of neighbours with the same key.
+fn by<T, K: PartialEq>(list: Vec<T>, key: impl Fn(&T) -> K) -> Vec<Vec<T>> {
+    let mut runs: Vec<Vec<T>> = Vec::new();
+    for item in list {
+        match runs.last_mut() {
+            Some(run) if key(&run[0]) == key(&item) => run.push(item),
+            _ => runs.push(vec![item]),
+        }
+    }
+    runs
 }
 
 fn write_slabs(

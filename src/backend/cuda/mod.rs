@@ -1,0 +1,147 @@
+//! An NVIDIA GPU.
+//!
+//! The program finds the driver when it runs, so one build serves machines with and without a GPU. Kernels are compiled to
+//! PTX when the program is built (`build.rs`) and by the driver, for the GPU that is there, when a device is opened.
+
+mod kernels;
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
+
+use self::kernels::Kernels;
+use super::{Backend, Batch, BlockRows};
+use crate::error::{Error, Kind, Result};
+use crate::format::gguf::GgmlType;
+
+/// A GPU with its kernels.
+#[derive(Debug)]
+pub struct Cuda {
+    name: String,
+    stream: Arc<CudaStream>,
+    kernels: Kernels,
+}
+
+impl Cuda {
+    /// Opens the GPU of this number, from 0.
+    ///
+    /// # Errors
+    /// `Resources` if there is no driver or no GPU, or the driver is too old; `Usage` if there are fewer GPUs.
+    pub fn open(number: usize) -> Result<Cuda> {
+        let count = count().map_err(|e| match e {
+            Absent::Driver => Error::new(
+                Kind::Resources,
+                format!("--device cuda:{number}: there is no NVIDIA driver on this machine"),
+            )
+            .hint("Install NVIDIA's driver (libcuda.so.1), or pass --device cpu."),
+            Absent::Gpu(e) => no_gpu(number).because(e),
+        })?;
+        if count == 0 {
+            return Err(no_gpu(number));
+        }
+        if number >= count {
+            let last = count - 1;
+            return Err(Error::new(
+                Kind::Usage,
+                format!("--device cuda:{number}: this machine has {count} GPUs, cuda:0 to cuda:{last}"),
+            )
+            .hint("CUDA_VISIBLE_DEVICES may hide others."));
+        }
+        let context = CudaContext::new(number).map_err(|e| failed("open the GPU", &e))?;
+        let kernels = Kernels::load(&context).map_err(|e| match e.0 {
+            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUresult::CUDA_ERROR_INVALID_PTX => {
+                failed("load the kernels", &e)
+                    .hint("The driver is older than the CUDA that the program was built with: update it.")
+            }
+            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => failed("load the kernels", &e)
+                .hint("GPUs from compute capability 8.0 (Ampere) on are supported."),
+            _ => failed("load the kernels", &e),
+        })?;
+        let model = context.name().map_err(|e| failed("open the GPU", &e))?;
+        let stream = context.new_stream().map_err(|e| failed("open the GPU", &e))?;
+        Ok(Cuda { name: format!("cuda:{number} ({model})"), stream, kernels })
+    }
+
+    /// Whether there is a GPU.
+    pub fn is_there() -> bool {
+        count().is_ok_and(|count| count > 0)
+    }
+
+    /// Encodes rows in halves if the GPU's memory is too small for all at once.
+    fn encode(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()> {
+        let encoded = self.kernels.encode_blocks(&self.stream, rows, out);
+        match encoded {
+            Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let count = rows.weights.len() / rows.columns;
+                if count < 2 {
+                    return Err(self.out_of_memory(rows, out.len()));
+                }
+                let half = count / 2;
+                let (first, second) = rows.weights.split_at(half * rows.columns);
+                let (first_out, second_out) = out.split_at_mut(out.len() / count * half);
+                self.encode(BlockRows { weights: first, ..rows }, first_out)?;
+                self.encode(BlockRows { weights: second, ..rows }, second_out)
+            }
+            encoded => encoded.map_err(|e| failed(&format!("encode {}", rows.ty), &e)),
+        }
+    }
+
+    fn out_of_memory(&self, rows: BlockRows<'_>, out: usize) -> Error {
+        let needed = 4 * (rows.weights.len() + rows.columns + 1) + out;
+        let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
+        Error::new(
+            Kind::Resources,
+            format!("{}: a row of {} weights needs {needed} bytes, {free} are free", self.name, rows.columns),
+        )
+        .hint("Stop what else uses the GPU, or pass --device cpu.")
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn batch(&self) -> Batch {
+        Batch::All
+    }
+
+    fn encodes(&self, ty: GgmlType) -> bool {
+        kernels::encoder(ty).is_some()
+    }
+
+    fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()> {
+        if rows.weights.is_empty() {
+            return Ok(());
+        }
+        self.encode(rows, out)
+    }
+}
+
+/// Why there is no GPU to count.
+enum Absent {
+    Driver,
+    Gpu(DriverError),
+}
+
+fn count() -> Result<usize, Absent> {
+    // SAFETY: loading the driver's library runs its initialisers, which any program that uses it has to trust.
+    if !unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Err(Absent::Driver);
+    }
+    let count = CudaContext::device_count().map_err(Absent::Gpu)?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+fn no_gpu(number: usize) -> Error {
+    Error::new(Kind::Resources, format!("--device cuda:{number}: the driver finds no GPU"))
+        .hint("See what `nvidia-smi` says, or pass --device cpu.")
+}
+
+fn failed(what: &str, e: &DriverError) -> Error {
+    let text =
+        e.error_string().map_or_else(|_| "no description".into(), |text| text.to_string_lossy().into_owned());
+    let kind = if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY { Kind::Resources } else { Kind::Other };
+    Error::new(kind, format!("the GPU failed to {what}: {text} ({:?})", e.0))
+}

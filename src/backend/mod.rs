@@ -1,0 +1,63 @@
+//! The operations that take the time, on whatever does them.
+//!
+//! The CPU defines each result; a GPU gives the same bytes. Which is asked for is a [`DeviceName`], and [`open`] gives the
+//! [`Backend`] behind it.
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
+
+pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
+pub use device::{DeviceName, open};
+
+use std::fmt::Debug;
+
+use crate::error::Result;
+use crate::format::gguf::GgmlType;
+
+/// Whole rows of weights to encode as GGML blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockRows<'a> {
+    /// The type of the blocks.
+    pub ty: GgmlType,
+    /// Rows of `columns` finite weights, one after the other.
+    pub weights: &'a [f32],
+    /// Weights of a row; whole blocks.
+    pub columns: usize,
+    /// One importance per column, used for every row.
+    pub importance: Option<&'a [f32]>,
+}
+
+/// How much work an operation is best given at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// What fits the cache of a core; calls come from all threads.
+    Core,
+    /// As much as there is; calls come one after the other.
+    All,
+}
+
+/// What does the work.
+pub trait Backend: Debug + Send + Sync {
+    /// What it is called in messages, such as `cpu`.
+    fn name(&self) -> &str;
+
+    /// How much work it is best given at once.
+    fn batch(&self) -> Batch;
+
+    /// Whether [`Backend::encode_blocks`] takes this type.
+    fn encodes(&self, ty: GgmlType) -> bool;
+
+    /// Encodes rows to `out`, exactly the bytes of their blocks. The bytes are those of
+    /// [`crate::format::gguf::blocks::encode`].
+    ///
+    /// # Errors
+    /// `Resources` if there is not enough memory, `Other` if the device fails.
+    ///
+    /// # Panics
+    /// If sizes do not fit each other or the type is not one that it encodes.
+    fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()>;
+}
