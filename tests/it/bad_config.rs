@@ -231,6 +231,7 @@ fn metadata_that_cannot_be() {
 #[test]
 fn devices_that_are_not_there() {
     let case = Case::of("llama");
+    #[cfg(not(feature = "cuda"))]
     case.refused("Q4_0", &["--device", "cuda:0"], 8, &["--device cuda:0", "--device cpu"]);
     case.refused("Q4_0", &["--device", "tpu"], 2, &["'tpu'"]);
     case.refused("Q4_0", &["--simd", "neon9"], 2, &["'neon9'", "portable"]);

@@ -153,7 +153,7 @@ fn failures_as_json() {
     for (level, extra, code, kind, words) in [
         ("Q9", &[][..], 2, "UsageError", ["'Q9'", "Q4_K_M"]),
         ("Q4_0", &[], 8, "UnsupportedError", ["logit_scale", "--ignore-config"]),
-        ("Q4_0", &["--device", "cuda:1"], 8, "UnsupportedError", ["cuda:1", "cpu"]),
+        ("IQ2_XS", &[], 8, "UnsupportedError", ["IQ2_XS", "Q4_K_M"]),
         ("Q4_0", &["--imatrix", "/nowhere"], 3, "ModelNotFoundError", ["/nowhere", ""]),
     ] {
         let outcome = case.quantize(level, &[&["--format", "json"], extra].concat()).failure(code, &[]);

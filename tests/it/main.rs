@@ -10,6 +10,9 @@ mod checkpoint;
 mod commands;
 /// GPTQ and AWQ directories.
 mod containers;
+/// The program on a GPU.
+#[cfg(feature = "cuda")]
+mod cuda;
 /// Calibration data: files and data sets to rows of tokens.
 mod data;
 /// Data sets from a Hub on this machine.

@@ -4,6 +4,8 @@
 //! PTX when the program is built (`build.rs`) and by the driver, for the GPU that is there, when a device is opened.
 
 mod kernels;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

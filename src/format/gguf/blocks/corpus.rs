@@ -1,15 +1,15 @@
 //! Weights to test encoders with, the same on every machine: made of integers and single multiplications alone.
 
 /// Rows of one kind of weights.
-pub(super) struct Part {
+pub(crate) struct Part {
     /// What is in it, for messages.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Weights per row: three blocks of 256, so that no number of lanes divides the number of blocks.
-    pub(super) n_per_row: usize,
+    pub(crate) n_per_row: usize,
     /// Seven rows.
-    pub(super) src: Vec<f32>,
+    pub(crate) src: Vec<f32>,
     /// One importance per column.
-    pub(super) importance: Option<Vec<f32>>,
+    pub(crate) importance: Option<Vec<f32>>,
 }
 
 /// Columns of every part.
@@ -108,7 +108,7 @@ fn importance(kind: usize, r: &mut Random) -> Option<Vec<f32>> {
 }
 
 /// All kinds of weights, each without importance and with five kinds of it.
-pub(super) fn parts() -> Vec<Part> {
+pub(crate) fn parts() -> Vec<Part> {
     let mut r = Random(20);
     let mut parts = Vec::new();
     for kind in KINDS {

@@ -10,7 +10,7 @@
 mod affine32;
 mod codebook;
 #[cfg(test)]
-mod corpus;
+pub(crate) mod corpus;
 mod difference;
 mod finite;
 mod grids;
