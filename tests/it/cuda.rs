@@ -17,6 +17,7 @@ fn on_gpu(level: &str, extra: &[&str], variables: &[(&str, &str)]) -> (Outcome, 
 }
 
 /// Whether there is a GPU to test with.
+#[allow(clippy::print_stderr, reason = "a test that tests nothing says so")]
 fn gpu_is_there() -> bool {
     let there = llm_quantize::backend::Cuda::is_there();
     assert!(there || std::env::var_os("REQUIRE_GPU").is_none(), "REQUIRE_GPU is set, and there is no GPU");

@@ -167,7 +167,11 @@ pub(crate) fn compare(compare: Compare, ty: Type, a: u64, b: u64, flushes: bool)
 }
 
 #[inline(always)]
-#[allow(clippy::neg_cmp_op_on_partial_ord, reason = "true where one is NaN")]
+#[allow(
+    clippy::neg_cmp_op_on_partial_ord,
+    clippy::double_comparisons,
+    reason = "true or false where one is NaN"
+)]
 fn ordered<T: PartialOrd>(compare: Compare, a: T, b: T) -> bool {
     match compare {
         Compare::Equal => a == b,

@@ -258,11 +258,11 @@ impl<'a> Builder<'a> {
     }
 
     fn parameters(&mut self, tokens: &[Token<'_>]) -> Result<(), String> {
-        let mut end = 0;
+        let mut end = 0u64;
         for parameter in tokens.split(|t| t.text == ",").filter(|p| !p.is_empty()) {
             let declared: Vec<Token<'_>> = without_pointer_attributes(&parameter[1..]);
             let variable = variable(&declared)?;
-            let offset = end.max(0u64).next_multiple_of(variable.align);
+            let offset = end.next_multiple_of(variable.align);
             self.names.addresses.insert(variable.name.to_owned(), offset);
             self.kernel.parameters.push((offset as usize, variable.bytes as usize));
             end = offset + variable.bytes;

@@ -63,7 +63,7 @@ fn round(value: f64, lost: f64, rounding: Rounding) -> f32 {
 
 /// `a + b`.
 pub(crate) fn add(a: f32, b: f32, rounding: Rounding) -> f32 {
-    if rounding == Rounding::Nearest || !(a + b).is_finite() && !(a.is_finite() && b.is_finite()) {
+    if rounding == Rounding::Nearest || !a.is_finite() || !b.is_finite() {
         return a + b;
     }
     let (sum, lost) = two_sum(a.into(), b.into());
