@@ -2,6 +2,8 @@
 
 pub mod awq;
 pub mod gguf;
+mod companions;
 pub mod gptq;
+pub mod hf;
 pub mod packed;
 pub mod shards;

@@ -17,7 +17,6 @@ use crate::format::gguf::blocks::{self, Simd};
 use crate::format::gguf::writer::{Layout, Writer};
 use crate::pipeline::memory;
 use crate::progress::Progress;
-use crate::source::safetensors::Tensors;
 
 thread_local! {
     /// A chunk's weights in float32. Each thread keeps its own: allocating one per chunk costs more than encoding it.
@@ -28,7 +27,6 @@ thread_local! {
 pub(super) fn write_all(
     file: &mut File,
     layout: Layout,
-    tensors: &Tensors,
     targets: &[Target<'_>],
     simd: Simd,
     progress: &dyn Progress,
@@ -41,8 +39,7 @@ pub(super) fn write_all(
     let whole = &slabs;
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || write_slabs(file, layout, whole, targets, full_out, &empty_in));
-        let encoded =
-            encode_slabs(&slabs, tensors, targets, simd, progress, cancel, &full_in, &empty_out, &mut peak);
+        let encoded = encode_slabs(&slabs, targets, simd, progress, cancel, &full_in, &empty_out, &mut peak);
         drop(full_in);
         let written = writer.join().expect("the writing thread does not panic");
         // A failure to write ends the encoder too, so it is the cause.
@@ -55,7 +52,6 @@ pub(super) fn write_all(
 #[allow(clippy::too_many_arguments)]
 fn encode_slabs(
     slabs: &[Slab],
-    tensors: &Tensors,
     targets: &[Target<'_>],
     simd: Simd,
     progress: &dyn Progress,
@@ -70,7 +66,7 @@ fn encode_slabs(
         for piece in slabs.get(i + 1).into_iter().flat_map(|next| next.chunk_by(|a, b| a.tensor == b.tensor))
         {
             let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
-            targets[piece[0].tensor].source.will_need(tensors, rows);
+            targets[piece[0].tensor].source.will_need(rows);
         }
         if let Some(last) = slab.last().filter(|c| c.tensor != current) {
             current = last.tensor;
@@ -88,7 +84,10 @@ fn encode_slabs(
         // `try_for_each` stops at any failure; looking for the first in order makes the message the same every time.
         let failed = work.into_par_iter().map(|(chunk, out)| {
             let target = &targets[chunk.tensor];
-            let done = SCRATCH.with_borrow_mut(|scratch| encode_chunk(target, chunk, out, scratch, simd));
+            // Taken, not borrowed: a thread that waits for others to decode may begin another chunk.
+            let mut scratch = SCRATCH.take();
+            let done = encode_chunk(target, chunk, out, &mut scratch, simd);
+            SCRATCH.set(scratch);
             progress.advance(chunk.weights as u64);
             done
         });
