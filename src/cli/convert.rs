@@ -247,7 +247,11 @@ fn describe(found: &ConversionResult, verbose: bool) -> String {
     let tensors = found.weights.tensors.len();
     if found.is_lossy {
         let changed = found.weights.tensors.iter().filter(|t| t.nmse > 0.0).count();
-        let _ = writeln!(text, "Weights: NMSE {:.3e} against the source; {changed} of {tensors} tensors differ", found.weights.nmse);
+        let _ = writeln!(
+            text,
+            "Weights: NMSE {:.3e} against the source; {changed} of {tensors} tensors differ",
+            found.weights.nmse
+        );
         let mut worst: Vec<_> = found.weights.tensors.iter().filter(|t| t.nmse > 0.0).collect();
         if !verbose {
             worst.sort_by(|a, b| b.nmse.total_cmp(&a.nmse));
@@ -261,7 +265,8 @@ fn describe(found: &ConversionResult, verbose: bool) -> String {
             );
         }
     } else {
-        let _ = writeln!(text, "Weights: all {tensors} tensors are the same as the source's: nothing was lost");
+        let _ =
+            writeln!(text, "Weights: all {tensors} tensors are the same as the source's: nothing was lost");
     }
     if let Some(e) = &found.evaluation {
         let _ = writeln!(

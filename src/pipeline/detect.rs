@@ -111,8 +111,11 @@ pub(super) fn find(model: &str, need: Need, cancel: &Cancel, progress: &dyn Prog
         return Ok(Found::Gguf(path.to_owned()));
     }
     if path.is_file() {
-        return Err(Error::new(Kind::Invalid, format!("{model} is not a GGUF file: it does not begin with 'GGUF'"))
-            .hint("A model is a GGUF file, the directory of a Hugging Face model, or org/name on the Hub."));
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("{model} is not a GGUF file: it does not begin with 'GGUF'"),
+        )
+        .hint("A model is a GGUF file, the directory of a Hugging Face model, or org/name on the Hub."));
     }
     let source = SourceModel::open(model, need, cancel, progress)?;
     let stated = stated(&source)?;
@@ -174,7 +177,8 @@ fn name_of(stated: &Stated) -> String {
 
 /// The names of the safetensors files in a directory.
 fn weights(dir: &Path) -> Result<Vec<String>> {
-    let listed = std::fs::read_dir(dir).map_err(|e| Error::io(format!("cannot read {}", dir.display()), e))?;
+    let listed =
+        std::fs::read_dir(dir).map_err(|e| Error::io(format!("cannot read {}", dir.display()), e))?;
     let names = listed.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut found: Vec<String> = names.filter(|name| name.ends_with(".safetensors")).collect();
     found.sort();

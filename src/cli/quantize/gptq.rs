@@ -92,7 +92,11 @@ impl GptqOptions {
     /// # Errors
     /// `Usage` for a group size that makes no sense.
     pub(in crate::cli) fn wanted(&self, bits: Option<u32>) -> Result<Wanted> {
-        let other = [("--desc-act", self.desc_act), ("--damp", self.damp.is_some()), ("--skip", !self.skip.is_empty())];
+        let other = [
+            ("--desc-act", self.desc_act),
+            ("--damp", self.damp.is_some()),
+            ("--skip", !self.skip.is_empty()),
+        ];
         Ok(Wanted {
             bits,
             group_size: self.group_size.map(|size| parse_group_size(Some(size))).transpose()?,

@@ -10,10 +10,10 @@ use super::Layout;
 use super::layers::Layers;
 use crate::atomic::AtomicDir;
 use crate::error::{Error, Kind, Result};
-use crate::format::companions;
-use crate::format::hf;
 use crate::format::awq::AwqConfig;
+use crate::format::companions;
 use crate::format::gptq::GptqConfig;
+use crate::format::hf;
 use crate::format::shards::{self, SHARD_BYTES, ShardWriter, TensorSpec};
 use crate::quant::{Grid, QuantizedLinear};
 use crate::source::safetensors::FloatType;
@@ -165,8 +165,7 @@ impl PackedWriter {
                     linears.insert(name.clone(), (*shape, *grid, *bias));
                 }
                 Entry::Dense { name, dtype, shape, left_out: is_left_out } => {
-                    let spec =
-                        TensorSpec { name: name.clone(), dtype: dtype.stored(), shape: shape.clone() };
+                    let spec = TensorSpec { name: name.clone(), dtype: dtype.stored(), shape: shape.clone() };
                     tensors.push(spec);
                     dense.insert(name.clone(), *dtype);
                     if *is_left_out {

@@ -77,7 +77,9 @@ impl<'a> CarryOver<'a> {
             cancel.check()?;
             let read = packed.linear(name)?;
             if read.g_idx().is_some() {
-                return Ok(Err(format!("the groups of {name} are in another order than its inputs (act-order)")));
+                return Ok(Err(format!(
+                    "the groups of {name} are in another order than its inputs (act-order)"
+                )));
             }
             symmetric &= read.symmetric();
         }
@@ -86,9 +88,9 @@ impl<'a> CarryOver<'a> {
         }
         let symmetric = symmetric && wanted.symmetric != Some(false);
         let container = match to {
-            To::Awq => Container::Awq(AwqConfig {
-                group_size: Some(group_size).filter(|n| *n != Grid::WHOLE_ROW),
-            }),
+            To::Awq => {
+                Container::Awq(AwqConfig { group_size: Some(group_size).filter(|n| *n != Grid::WHOLE_ROW) })
+            }
             To::Gptq => Container::Gptq(gptq(group_size, symmetric, wanted.version)),
         };
         let layout = container.layout();
@@ -146,7 +148,8 @@ impl<'a> CarryOver<'a> {
 
 /// Why a layer's grid is not one that both containers have, or not the one that is asked for.
 fn differs(name: &str, grid: Grid, group_size: usize, to: To, wanted: Wanted) -> Option<String> {
-    let group = |size: usize| if size == Grid::WHOLE_ROW { "whole rows".into() } else { format!("groups of {size}") };
+    let group =
+        |size: usize| if size == Grid::WHOLE_ROW { "whole rows".into() } else { format!("groups of {size}") };
     if grid.bits != 4 {
         return Some(format!("{name} has codes of {} bits; AWQ has 4", grid.bits));
     }

@@ -39,12 +39,12 @@ pub(super) fn export(
     let config = opened.model.config.unquantized();
     let spec = opened.model.spec;
     // A tied head is the embedding, which is there already.
-    let is_tied_head = |name: &str| {
-        opened.model.hyper.tied && spec.canonical(name).as_deref() == Some("lm_head.weight")
-    };
+    let is_tied_head =
+        |name: &str| opened.model.hyper.tied && spec.canonical(name).as_deref() == Some("lm_head.weight");
     let names = opened.weights.names().into_iter().filter(|name| !is_tied_head(name));
-    let tensors: Vec<(String, Vec<usize>)> =
-        names.map(|name| (name.to_owned(), opened.weights.shape(name).unwrap_or_default().to_vec())).collect();
+    let tensors: Vec<(String, Vec<usize>)> = names
+        .map(|name| (name.to_owned(), opened.weights.shape(name).unwrap_or_default().to_vec()))
+        .collect();
     let total = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum();
     let mut writer = HfWriter::create(Target::new(output, opened.origin.dir(), &config, dtype), &tensors)?;
     opened.origin.write_rebuilt(writer.path())?;

@@ -56,7 +56,8 @@ pub(super) fn compare(
     cancel: &Cancel,
 ) -> Result<WeightErrors> {
     let names = pairs(source, result)?;
-    let weights = |name: &str| result.weights.shape(name).unwrap_or_default().iter().product::<usize>() as u64;
+    let weights =
+        |name: &str| result.weights.shape(name).unwrap_or_default().iter().product::<usize>() as u64;
     let total: u64 = names.iter().map(|(name, _)| weights(name)).sum();
     progress.begin("Comparing weights", total, Unit::Weights);
     let compared = names.iter().map(|(name, other)| {
@@ -124,7 +125,8 @@ fn tensor(
 ) -> Result<(f64, f64)> {
     let (shape, found) = (source.shape(other).unwrap_or_default(), result.shape(name).unwrap_or_default());
     let rows = found.first().copied().unwrap_or(1);
-    let fits = shape.len() == found.len() && shape.get(1..) == found.get(1..) && shape.first() >= found.first();
+    let fits =
+        shape.len() == found.len() && shape.get(1..) == found.get(1..) && shape.first() >= found.first();
     if !fits {
         return Err(Error::new(
             Kind::Invalid,

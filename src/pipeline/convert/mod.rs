@@ -133,13 +133,20 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
         make(config.target, opened, dtype, &output, config.rows, config.threads, progress, cancel)?;
     }
 
-    let source = open(detect(&config.source, Need::Weights, cancel, progress)?, &config.ignore_config, &Quiet(progress))?;
+    let source = open(
+        detect(&config.source, Need::Weights, cancel, progress)?,
+        &config.ignore_config,
+        &Quiet(progress),
+    )?;
     let made = OpenModel::open(&path_text(&output)?, &config.ignore_config, cancel, &Quiet(progress))?;
     let weights = in_pool(config.threads, || measure::compare(&source, &made, progress, cancel))?;
     if carried && !weights.identical {
         return Err(Error::new(
             Kind::Invalid,
-            format!("the output failed validation: codes were carried over, and weights differ by {:e}", weights.nmse),
+            format!(
+                "the output failed validation: codes were carried over, and weights differ by {:e}",
+                weights.nmse
+            ),
         )
         .hint("The disk or the memory may be faulty. Nothing was kept."));
     }
@@ -189,7 +196,9 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
     {
         return Err(Error::new(
             Kind::Quality,
-            format!("the mean KL divergence is {kld:.6}, larger than --max-kld {limit}; the result is removed"),
+            format!(
+                "the mean KL divergence is {kld:.6}, larger than --max-kld {limit}; the result is removed"
+            ),
         )
         .hint("Convert with more bits, or quantize the original.")
         .details(&result));
@@ -233,7 +242,10 @@ fn carry_over(
 }
 
 /// Makes the result by the target's own quantizer.
-#[allow(clippy::too_many_arguments, reason = "a model, what to make of it, with what, where to, and where to report")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "a model, what to make of it, with what, where to, and where to report"
+)]
 fn make(
     target: Target,
     opened: OpenModel,
@@ -281,10 +293,13 @@ fn refuse_same(from: Format, to: Format) -> Result<()> {
     let title = from.title();
     let hint = match from {
         Format::Hf => "To quantize it, choose gguf, gptq or awq.",
-        _ => "A second level loses more than quantizing the original to it: use `quantize` with the original. To have plain \
-              weights, choose hf.",
+        _ => {
+            "A second level loses more than quantizing the original to it: use `quantize` with the original. To have plain \
+              weights, choose hf."
+        }
     };
-    Err(Error::new(Kind::Unsupported, format!("the source is {title} already: there is nothing to convert")).hint(hint))
+    Err(Error::new(Kind::Unsupported, format!("the source is {title} already: there is nothing to convert"))
+        .hint(hint))
 }
 
 /// The result must not take the place of what it is made from.

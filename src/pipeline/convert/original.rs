@@ -62,7 +62,8 @@ mod tests {
         for text in ["meta-llama/Llama-3.1-8B", "https://huggingface.co/meta-llama/Llama-3.1-8B/"] {
             assert_eq!(name_on_hub(text).unwrap(), "meta-llama/Llama-3.1-8B");
         }
-        for text in ["model", "/data/model", "../x", "a/b/c", "https://example.com/a/b", "a/b;rm", "-a/b", ""] {
+        for text in ["model", "/data/model", "../x", "a/b/c", "https://example.com/a/b", "a/b;rm", "-a/b", ""]
+        {
             assert_eq!(name_on_hub(text), None, "{text}");
         }
     }

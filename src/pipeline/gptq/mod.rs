@@ -216,8 +216,10 @@ impl Job {
     fn run_here(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
         let started = Instant::now();
         let config = self.model.config.unquantized();
-        let target =
-            Target { force: self.config.force, ..Target::new(&self.config.output, self.origin.dir(), &config) };
+        let target = Target {
+            force: self.config.force,
+            ..Target::new(&self.config.output, self.origin.dir(), &config)
+        };
         let mut writer = PackedWriter::create(target, &self.container, &self.entries)?;
         self.origin.write_rebuilt(writer.path())?;
         let mut linears = layers::quantize(

@@ -42,8 +42,7 @@ impl Origin {
         tokenizer.save(dir)?;
         let path = dir.join("generation_config.json");
         let text = format!("{:#}\n", generation(metadata));
-        std::fs::write(&path, text)
-            .map_err(|e| Error::output(format!("cannot write {}", path.display()), e))
+        std::fs::write(&path, text).map_err(|e| Error::output(format!("cannot write {}", path.display()), e))
     }
 }
 

@@ -23,7 +23,11 @@ use weights::Weights;
 /// # Errors
 /// `Unsupported` for an architecture, tokenizer or tensor type that is not supported; `Invalid` if the file is damaged,
 /// or a key or tensor is missing.
-pub(in crate::pipeline) fn open(path: &Path, ignore_config: &[String], progress: &dyn Progress) -> Result<OpenModel> {
+pub(in crate::pipeline) fn open(
+    path: &Path,
+    ignore_config: &[String],
+    progress: &dyn Progress,
+) -> Result<OpenModel> {
     let files = Files::open(path)?;
     let config =
         Config::rebuilt(params::rebuild(&files)?, format!("config.json rebuilt from {}", path.display()))?;
