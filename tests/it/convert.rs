@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::checkpoint::Case;
 use crate::gguf_file::File;
-use crate::packed::{checkpoint, checkpoint_with, gptq};
+use crate::packed::{checkpoint, checkpoint_of, checkpoint_with, gptq};
 use crate::support::{MODELS, Outcome, data, entries, model, quantize, run, sha256, text};
 
 const AWQ: Container = Container::Awq(AwqConfig { group_size: Some(32) });
@@ -224,6 +224,35 @@ fn what_awq_cannot_hold_is_not_carried_over() {
         }
     });
     convert(&case.model(), "awq", out.path(), &[]).failure(8, &["act-order", "o_proj"]);
+    let plain = Made::of(&case.model(), "hf", &["--dtype", "f32"]);
+    assert_eq!(weights(&case.model()), weights(&plain.path()));
+    assert!(Made::of(&case.model(), "gguf", &["-q", "F32"]).is_lossless());
+}
+
+#[test]
+fn overrides_of_single_layers_are_read() {
+    let eight = Grid { bits: 8, group_size: Grid::WHOLE_ROW, ..ASYM };
+    let grid_of = |layer: &str| match layer {
+        _ if layer.contains("layers.1.mlp") => None,
+        _ if layer.ends_with("down_proj") => Some(eight),
+        _ => Some(SYM),
+    };
+    let case = checkpoint_of("tiny-llama", &gptq(SYM, Version::V1), grid_of, u64::MAX);
+    let stated = read(&case.file("quantize_config.json"));
+    assert_eq!(stated["dynamic"].as_object().unwrap().len(), 5, "{stated}");
+    let plain = Made::of(&case.model(), "hf", &["--dtype", "f32"]);
+    assert!(plain.is_lossless());
+    assert_eq!(weights(&case.model()), weights(&plain.path()));
+    let bits = |layer: &str| {
+        let name = format!("model.layers.{layer}.weight");
+        let tensors = plain.found["weights"]["tensors"].as_array().unwrap();
+        tensors.iter().find(|t| t["name"] == name).unwrap()["source_bits"].as_f64().unwrap()
+    };
+    assert!((8.0..8.6).contains(&bits("0.mlp.down_proj")), "{}", bits("0.mlp.down_proj"));
+    assert_eq!(bits("1.mlp.down_proj"), 16.0);
+    assert!((4.5..5.0).contains(&bits("1.self_attn.q_proj")), "{}", bits("1.self_attn.q_proj"));
+    let out = tempfile::tempdir().unwrap();
+    convert(&case.model(), "awq", out.path(), &[]).failure(8, &["cannot be carried over", "8 bits"]);
 }
 
 #[test]

@@ -24,8 +24,9 @@ const MAX_DIMS: usize = 4;
 /// Bytes that a header may take, in memory and in the file together; that of the largest vocabulary that is published takes
 /// 50 MB. A file may be as long as it likes, and what it claims costs nothing.
 const MAX_HEADER: usize = 80 << 20;
-/// What a string or a tensor takes beside its text.
-const PER_ENTRY: usize = 32;
+/// What a string or a tensor takes beside its text, and what a key does.
+const PER_ENTRY: usize = 48;
+const PER_KEY: usize = 1024;
 
 /// One way in which a file fails to be GGUF; `at` is the byte offset.
 #[derive(Debug, thiserror::Error)]
@@ -211,6 +212,7 @@ impl Header {
         let mut seen = HashSet::new();
         for _ in 0..key_count {
             let at = c.at;
+            c.charge(1, PER_KEY / 2)?;
             let key = c.text("a key")?;
             if key.is_empty() || key.len() > 65535 {
                 let len = key.len();
