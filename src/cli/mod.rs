@@ -3,6 +3,7 @@
 mod analyze;
 mod checkpoints;
 mod compute;
+mod convert;
 pub mod data;
 mod evaluate;
 mod info;
@@ -44,6 +45,7 @@ const EXIT_CODES: &str = "\
 Examples:
   llm-quantize quantize ./Llama-3.1-8B-Instruct gguf -q Q4_K_M
   llm-quantize quantize Qwen/Qwen2.5-7B-Instruct gguf -q Q5_K_M --imatrix imatrix.gguf
+  llm-quantize convert model-Q4_K_M.gguf hf -o out
   llm-quantize evaluate ./Llama-3.1-8B-Instruct --data wiki.test.raw
   llm-quantize analyze importance ./Llama-3.1-8B-Instruct -o imatrix.gguf
   llm-quantize info model-Q4_K_M.gguf
@@ -100,6 +102,7 @@ enum Verbosity {
 #[derive(Debug, Subcommand)]
 enum Command {
     Quantize(Box<quantize::Args>),
+    Convert(Box<convert::Args>),
     Evaluate(Box<evaluate::Args>),
     Analyze(analyze::Args),
     Info(info::Args),
@@ -133,6 +136,7 @@ fn run(cli: &Cli, output: &Output, terminal: &Terminal) -> Result<()> {
     check_device(&cli.global.device)?;
     match &cli.command {
         Command::Quantize(args) => quantize::run(args, &cli.global, output, terminal),
+        Command::Convert(args) => convert::run(args, &cli.global, output, terminal),
         Command::Evaluate(args) => evaluate::run(args, &cli.global, output, terminal),
         Command::Analyze(args) => analyze::run(args, &cli.global, output, terminal),
         Command::Info(args) => info::run(args, output, terminal),

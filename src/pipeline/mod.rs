@@ -1,6 +1,8 @@
 //! Knows the order in which things are done; nothing else does.
 
 pub mod checkpoint;
+pub mod convert;
+pub mod detect;
 pub mod evaluate;
 pub mod gguf;
 pub mod gptq;

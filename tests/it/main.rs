@@ -10,6 +10,8 @@ mod checkpoint;
 mod commands;
 /// GPTQ and AWQ directories.
 mod containers;
+/// From one format to another.
+mod convert;
 /// Calibration data: files and data sets to rows of tokens.
 mod data;
 /// Data sets from a Hub on this machine.

@@ -1,6 +1,7 @@
 //! `llm-quantize quantize MODEL gptq -q LEVEL`.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 
@@ -11,6 +12,7 @@ use crate::cli::terminal::Terminal;
 use crate::cli::{CANCEL, Global};
 use crate::error::{Error, Kind, Result};
 use crate::format::gptq::Version;
+use crate::pipeline::convert::Wanted;
 use crate::pipeline::gptq::report::{How, Report, Summary};
 use crate::pipeline::gptq::{Config, Job, linears};
 use crate::quant::Grid;
@@ -21,7 +23,7 @@ const LISTED: usize = 10;
 /// Options of GPTQ alone
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "GPTQ")]
-pub(super) struct GptqOptions {
+pub(in crate::cli) struct GptqOptions {
     /// Inputs that share a scale: 32, 64, 128, 256, or -1 for a whole row [default: 128]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     group_size: Option<i64>,
@@ -59,8 +61,57 @@ enum CheckpointFormat {
 }
 
 impl GptqOptions {
+    /// What they ask for, with so many bits; where it goes and the rest are to be filled in.
+    ///
+    /// # Errors
+    /// `Usage` for an option that makes no sense.
+    pub(in crate::cli) fn config(&self, bits: u32) -> Result<Config> {
+        Ok(Config {
+            grid: Grid { bits, group_size: parse_group_size(self.group_size)?, symmetric: !self.asym },
+            desc_act: self.desc_act,
+            damp: parse_damp(self.damp)?,
+            version: self.version(),
+            skip: linears::parse_skips(&self.skip)?,
+            low_memory: self.low_memory,
+            output: PathBuf::new(),
+            force: false,
+            ignore_config: Vec::new(),
+            threads: 1,
+        })
+    }
+
+    fn version(&self) -> Option<Version> {
+        self.checkpoint_format.map(|format| match format {
+            CheckpointFormat::V1 => Version::V1,
+            CheckpointFormat::V2 => Version::V2,
+        })
+    }
+
+    /// What codes that are there already would have to be.
+    ///
+    /// # Errors
+    /// `Usage` for a group size that makes no sense.
+    pub(in crate::cli) fn wanted(&self, bits: Option<u32>) -> Result<Wanted> {
+        let other = [
+            ("--desc-act", self.desc_act),
+            ("--damp", self.damp.is_some()),
+            ("--skip", !self.skip.is_empty()),
+        ];
+        Ok(Wanted {
+            bits,
+            group_size: self.group_size.map(|size| parse_group_size(Some(size))).transpose()?,
+            symmetric: match (self.sym, self.asym) {
+                (true, _) => Some(true),
+                (_, true) => Some(false),
+                _ => None,
+            },
+            version: self.version(),
+            other: other.into_iter().find(|(_, given)| *given).map(|(name, _)| name),
+        })
+    }
+
     /// The options that were given.
-    pub(super) fn given(&self) -> Vec<&'static str> {
+    pub(in crate::cli) fn given(&self) -> Vec<&'static str> {
         super::given(&[
             ("--group-size", self.group_size.is_some()),
             ("--sym", self.sym),
@@ -83,30 +134,20 @@ pub(super) fn run(
     terminal: &Terminal,
 ) -> Result<()> {
     let bits = parse_bits(&common.quant_level)?;
-    let grid = Grid { bits, group_size: parse_group_size(args.group_size)?, symmetric: !args.asym };
-    let damp = parse_damp(args.damp)?;
-    let skip = linears::parse_skips(&args.skip)?;
+    let config = args.config(bits)?;
     let source = common.open(terminal)?;
     let name = match &common.output_name {
         Some(name) => name.clone(),
         None => format!("{}-gptq-{bits}bit", source.name()?),
     };
     let config = Config {
-        grid,
-        desc_act: args.desc_act,
-        damp,
-        version: args.checkpoint_format.map(|format| match format {
-            CheckpointFormat::V1 => Version::V1,
-            CheckpointFormat::V2 => Version::V2,
-        }),
-        skip,
-        low_memory: args.low_memory,
         output: common.output(&name)?,
         force: common.force,
         ignore_config: common.ignore_config.clone(),
         threads: global.threads(),
+        ..config
     };
-    let job = Job::prepare(&source, config, terminal)?;
+    let job = Job::prepare(source, config, terminal)?;
     if common.dry_run {
         let summary = job.dry_run();
         output.result(&summary, &describe_plan(&summary, &job.output().display().to_string()));
@@ -123,7 +164,7 @@ pub(super) fn run(
     Ok(())
 }
 
-fn parse_bits(level: &str) -> Result<u32> {
+pub(in crate::cli) fn parse_bits(level: &str) -> Result<u32> {
     match level.to_lowercase().as_str() {
         "2bit" => Ok(2),
         "3bit" => Ok(3),

@@ -1,9 +1,9 @@
 //! `llm-quantize quantize MODEL FORMAT -q LEVEL`.
 
-mod gguf;
-mod gptq;
+pub(super) mod gguf;
+pub(super) mod gptq;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
@@ -86,11 +86,16 @@ impl Common {
 
     /// The path of the result.
     fn output(&self, name: &str) -> Result<PathBuf> {
-        if name.contains(['/', '\\']) || ["", ".", ".."].contains(&name) {
-            return Err(not_plain(name));
-        }
-        Ok(self.output_dir.join(name))
+        place(&self.output_dir, name)
     }
+}
+
+/// The path of a result in its directory.
+pub(super) fn place(dir: &Path, name: &str) -> Result<PathBuf> {
+    if name.contains(['/', '\\']) || ["", ".", ".."].contains(&name) {
+        return Err(not_plain(name));
+    }
+    Ok(dir.join(name))
 }
 
 fn not_plain(name: &str) -> Error {
@@ -103,7 +108,7 @@ fn given(options: &[(&'static str, bool)]) -> Vec<&'static str> {
     options.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect()
 }
 
-fn data_given(data: &DataArgs) -> Vec<&'static str> {
+pub(super) fn data_given(data: &DataArgs) -> Vec<&'static str> {
     given(&[
         ("--calibration-data", data.calibration_data.is_some()),
         ("--calibration-samples", data.calibration_samples.is_some()),
@@ -116,10 +121,10 @@ fn data_given(data: &DataArgs) -> Vec<&'static str> {
 }
 
 /// An option that would be of no effect is a mistake.
-fn refuse(given: &[&str], what: &str) -> Result<()> {
+pub(super) fn refuse(given: &[&str], what: &str) -> Result<()> {
     match given.first() {
         None => Ok(()),
         Some(option) => Err(Error::new(Kind::Usage, format!("{option} is not an option of {what}"))
-            .hint("Leave it out; `llm-quantize quantize --help` lists the options of each format.")),
+            .hint("Leave it out; --help lists the options of each format.")),
     }
 }

@@ -24,6 +24,7 @@ use crate::format::gguf::writer::Layout;
 use crate::format::gguf::{GgmlType, Metadata};
 use crate::progress::{Progress, Unit};
 use crate::source::SourceModel;
+use crate::source::dense::Dense;
 use crate::source::safetensors::Tensors;
 use crate::source::tokenizer::{self, VocabScheme};
 use metadata::Setting;
@@ -74,7 +75,9 @@ impl Target<'_> {
 /// Everything that is known before the work starts.
 pub struct Job {
     model: Model,
-    tensors: Tensors,
+    weights: Box<dyn Dense>,
+    /// Bytes of the source's files.
+    original_size: u64,
     planned: Vec<Planned>,
     choices: Vec<Choice>,
     metadata: Metadata,
@@ -88,12 +91,28 @@ impl Job {
         let model = Model::read(source.config()?, &config.ignore_config)?;
         model.warnings.iter().for_each(|w| progress.warn(w));
         let tensors = Tensors::open(source.dir())?;
+        let original_size = tensors.file_bytes();
+        Job::of(source, model, Box::new(tensors), original_size, config, progress)
+    }
+
+    /// The same of a model that is open: `weights` may be stored in any way, configuration and tokenizer are those of `source`.
+    ///
+    /// # Errors
+    /// As [`Job::prepare`].
+    pub fn of(
+        source: &SourceModel,
+        model: Model,
+        weights: Box<dyn Dense>,
+        original_size: u64,
+        config: Config,
+        progress: &dyn Progress,
+    ) -> Result<Job> {
         let settings = config.metadata.iter().map(|s| s.parse::<Setting>()).collect::<Result<Vec<_>>>()?;
         let embedding_rows = match model.spec.vocab {
             VocabScheme::Gemma3 => tokenizer::known_tokens(source.dir())?,
             _ => None,
         };
-        let planned = plan::plan(&model, &tensors, embedding_rows)?;
+        let planned = plan::plan(&model, &*weights, embedding_rows)?;
         progress.info(&format!(
             "Architecture: {} ({} layers, {} tensors)",
             model.config.architecture()?,
@@ -120,12 +139,12 @@ impl Job {
         let metadata = metadata::build(&model, source, &planned, &config, settings, progress)?;
         let names = planned.iter().zip(&choices).map(|(p, c)| (p.name.clone(), p.shape.clone(), c.ty));
         let layout = Layout::new(&metadata, names);
-        Ok(Job { model, tensors, planned, choices, metadata, layout, config })
+        Ok(Job { model, weights, original_size, planned, choices, metadata, layout, config })
     }
 
     /// Sizes and types without any work.
     pub fn dry_run(&self) -> Summary {
-        Summary::new(&self.model, &self.tensors, &self.planned, &self.choices, self.layout.file_bytes())
+        Summary::new(&self.model, self.original_size, &self.planned, &self.choices, self.layout.file_bytes())
     }
 
     /// The file that will be written.
@@ -149,15 +168,7 @@ impl Job {
         let mut file = AtomicFile::create(&self.config.output, self.layout.file_bytes(), self.config.force)?;
         progress.begin(&format!("Quantizing to GGUF {}", self.config.level.name), weights, Unit::Weights);
         let simd = self.config.simd;
-        let written = stream::write_all(
-            file.file(),
-            self.layout.clone(),
-            &self.tensors,
-            &targets,
-            simd,
-            progress,
-            cancel,
-        );
+        let written = stream::write_all(file.file(), self.layout.clone(), &targets, simd, progress, cancel);
         progress.end();
         let anonymous = written?;
         let mut times = Times { encode: started.elapsed(), ..Times::default() };
@@ -180,7 +191,7 @@ impl Job {
         let mut without = 0;
         let mut targets = Vec::with_capacity(self.planned.len());
         for (planned, choice) in self.planned.iter().zip(&self.choices) {
-            let source = RowSource::new(planned, &self.tensors);
+            let source = RowSource::new(planned, &*self.weights);
             let importance = match &self.config.imatrix {
                 Some(imatrix) if choice.ty.is_quantized() => importance(imatrix, planned)?,
                 _ => None,

@@ -17,7 +17,6 @@ use crate::format::gguf::blocks::{self, Simd};
 use crate::format::gguf::writer::{Layout, Writer};
 use crate::pipeline::memory;
 use crate::progress::Progress;
-use crate::source::safetensors::Tensors;
 
 /// Encoded chunks, at least, that may wait for their turn to be written: enough to go on while the system holds up a
 /// write for some milliseconds. At 4 bytes a weight they are 32 MB.
@@ -41,7 +40,6 @@ thread_local! {
 pub(super) fn write_all(
     file: &mut File,
     layout: Layout,
-    tensors: &Tensors,
     targets: &[Target<'_>],
     simd: Simd,
     progress: &dyn Progress,
@@ -60,7 +58,6 @@ pub(super) fn write_all(
     };
     let job = Job {
         chunks: &chunks,
-        tensors,
         targets,
         simd,
         progress,
@@ -83,7 +80,6 @@ fn cannot_write(e: io::Error) -> Error {
 /// What the threads share.
 struct Job<'a> {
     chunks: &'a [Chunk],
-    tensors: &'a Tensors,
     targets: &'a [Target<'a>],
     simd: Simd,
     progress: &'a dyn Progress,
@@ -188,7 +184,7 @@ impl<'a> Job<'a> {
         let ahead = &ahead[..READ_AHEAD.min(ahead.len())];
         for piece in ahead.chunk_by(|a, b| a.tensor == b.tensor) {
             let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
-            self.targets[piece[0].tensor].source.will_need(self.tensors, rows);
+            self.targets[piece[0].tensor].source.will_need(rows);
         }
     }
 }

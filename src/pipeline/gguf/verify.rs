@@ -116,7 +116,10 @@ pub(super) fn verify(
         let data = reader.data(&reader.tensors()[chunk.tensor]);
         let data = &data[chunk.start..chunk.start + chunk.bytes];
         let target = &targets[chunk.tensor];
-        let loss = SCRATCH.with_borrow_mut(|scratch| compare(target, chunk, data, scratch, simd));
+        // Taken, not borrowed: a thread that waits for others to decode may begin another chunk.
+        let mut scratch = SCRATCH.take();
+        let loss = compare(target, chunk, data, &mut scratch, simd);
+        SCRATCH.set(scratch);
         progress.advance(chunk.weights as u64);
         loss
     });
@@ -143,6 +146,7 @@ pub(super) fn verify(
     Ok(losses)
 }
 
+#[derive(Default)]
 struct Scratch {
     source: Vec<f32>,
     decoded: Vec<f32>,

@@ -20,6 +20,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::format::gptq::{GptqConfig, Version};
 use crate::format::packed::{Container, Entry, PackedWriter, Target};
+use crate::pipeline::model::{OpenModel, Origin};
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::quant::gptq::{Ordering, Settings};
@@ -93,10 +94,10 @@ impl Config {
 #[derive(Debug)]
 pub struct Job {
     model: Model,
-    tensors: Tensors,
+    tensors: Box<dyn Dense>,
     encoder: Encoder,
-    source: PathBuf,
-    source_config: Value,
+    origin: Origin,
+    original_size: u64,
     matrices: Vec<Vec<Matrix>>,
     left_out: Vec<LeftOut>,
     entries: Vec<Entry>,
@@ -109,13 +110,29 @@ impl Job {
     ///
     /// # Errors
     /// `Unsupported` for a model that cannot be computed, `Invalid` for a damaged one.
-    pub fn prepare(source: &SourceModel, config: Config, progress: &dyn Progress) -> Result<Job> {
+    pub fn prepare(source: SourceModel, config: Config, progress: &dyn Progress) -> Result<Job> {
         let model = Model::read(source.config()?, &config.ignore_config)?;
         model.warnings.iter().for_each(|w| progress.warn(w));
         let tensors = Tensors::open(source.dir())?;
-        let encoder = Encoder::open(source.dir())?;
-        let source_config = read_json(&source.dir().join("config.json"))?;
-        let mut matrices = linears::find(&model, &tensors)?;
+        let opened = OpenModel {
+            name: source.name()?,
+            model,
+            encoder: Encoder::open(source.dir())?,
+            format: "hf",
+            file_bytes: tensors.file_bytes(),
+            weights: Box::new(tensors),
+            origin: Origin::Directory(source),
+        };
+        Job::of(opened, config, progress)
+    }
+
+    /// The same of a model that is open, in whatever format it is.
+    ///
+    /// # Errors
+    /// As [`Job::prepare`].
+    pub fn of(opened: OpenModel, config: Config, progress: &dyn Progress) -> Result<Job> {
+        let OpenModel { model, weights: tensors, encoder, origin, file_bytes: original_size, .. } = opened;
+        let mut matrices = linears::find(&model, &*tensors)?;
         let all: usize = matrices.iter().map(Vec::len).sum();
         let container = config.container();
         let left_out = entries::leave_out(&mut matrices, &container, config.grid, &config.skip);
@@ -137,14 +154,13 @@ impl Job {
             progress
                 .warn(&format!("{refused} of {all} matrices cannot be stored in GPTQ and stay in 16 bits"));
         }
-        let entries = entries::entries(&model, &tensors, &matrices, &left_out, config.grid);
-        let source = source.dir().to_owned();
+        let entries = entries::entries(&model, &*tensors, &matrices, &left_out, config.grid);
         Ok(Job {
             model,
             tensors,
             encoder,
-            source,
-            source_config,
+            origin,
+            original_size,
             matrices,
             left_out,
             entries,
@@ -172,7 +188,7 @@ impl Job {
     /// Sizes without any work.
     pub fn dry_run(&self) -> Summary {
         let layout = self.container.layout();
-        Summary::new(&self.model, &self.tensors, &self.entries, &*layout, &self.left_out, &self.config)
+        Summary::new(&self.model, self.original_size, &self.entries, &*layout, &self.left_out, &self.config)
     }
 
     /// Checks that need no work: the output may be written, and the disk has room.
@@ -199,14 +215,16 @@ impl Job {
 
     fn run_here(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
         let started = Instant::now();
+        let config = self.model.config.unquantized();
         let target = Target {
             force: self.config.force,
-            ..Target::new(&self.config.output, Some(&self.source), &self.source_config)
+            ..Target::new(&self.config.output, self.origin.dir(), &config)
         };
         let mut writer = PackedWriter::create(target, &self.container, &self.entries)?;
+        self.origin.write_rebuilt(writer.path())?;
         let mut linears = layers::quantize(
             &self.model,
-            &self.tensors,
+            &*self.tensors,
             &rows.rows,
             &self.matrices,
             &self.config.settings(),
@@ -221,7 +239,7 @@ impl Job {
         report::share_errors(&mut linears);
         self.copy(&mut writer, cancel)?;
         let mut times = Times { quantize: started.elapsed(), ..Times::default() };
-        verify::verify(writer.path(), &self.tensors, &linears, progress, cancel)?;
+        verify::verify(writer.path(), &*self.tensors, &linears, progress, cancel)?;
         times.validate = started.elapsed() - times.quantize;
         cancel.check()?;
         let written = writer.finish()?;

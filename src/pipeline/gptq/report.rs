@@ -12,7 +12,6 @@ use crate::calib::rows::DataRecord;
 use crate::format::packed::{Entry, Layout};
 use crate::pipeline::memory;
 use crate::quant::gptq::Loss;
-use crate::source::safetensors::Tensors;
 
 /// Weights so many times as large as the matrix's root mean square count as outliers.
 const OUTLIER: f64 = 6.0;
@@ -149,7 +148,7 @@ pub struct Summary {
 impl Summary {
     pub(super) fn new(
         model: &Model,
-        tensors: &Tensors,
+        original_size: u64,
         entries: &[Entry],
         layout: &dyn Layout,
         left_out: &[LeftOut],
@@ -188,7 +187,7 @@ impl Summary {
             layers: model.hyper.layers,
             parameters,
             quantized_parameters: quantized,
-            original_size: tensors.file_bytes(),
+            original_size,
             file_size: bytes + dense_bytes,
             bits_per_weight: per(bytes + dense_bytes, parameters),
             quantized_bits_per_weight: per(bytes, quantized),

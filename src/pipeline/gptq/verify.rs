@@ -9,7 +9,6 @@ use crate::format::packed::config::Stated;
 use crate::format::packed::{PackedModel, Scheme};
 use crate::progress::{Progress, Unit};
 use crate::source::dense::Dense;
-use crate::source::safetensors::Tensors;
 
 /// Opens the checkpoint in `dir` as any other and compares every quantized matrix with its source: the error of the weights
 /// must be, to the bit, the one that the solver had.
@@ -18,7 +17,7 @@ use crate::source::safetensors::Tensors;
 /// `Invalid`, with the matrix's name, if the file does not hold what was meant.
 pub(super) fn verify(
     dir: &Path,
-    source: &Tensors,
+    source: &dyn Dense,
     linears: &[Linear],
     progress: &dyn Progress,
     cancel: &Cancel,
