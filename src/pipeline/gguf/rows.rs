@@ -86,6 +86,11 @@ impl<'a> RowSource<'a> {
         matches!(&self.planned.rows, Rows::Source { dtype: Some(dtype), offset, .. } if dtype.ggml() == ty && *offset == 0.0)
     }
 
+    /// Whether rows are stored in another way than weight by weight.
+    pub(crate) fn is_decoded(&self) -> bool {
+        matches!(&self.planned.rows, Rows::Source { dtype: None, .. })
+    }
+
     /// Whether the rows lie in the checkpoint just as they go into a file of type `ty`, so that they need not pass through
     /// a buffer.
     pub(crate) fn is_direct(&self, ty: GgmlType) -> bool {

@@ -210,7 +210,8 @@ fn encode_chunk(
         let expert = source.matrix_of(chunk.rows.start);
         &all[expert * row_len..(expert + 1) * row_len]
     });
-    let tile = (TILE / row_len).max(1);
+    // What is packed is decoded in larger pieces: neighbouring rows share its words.
+    let tile = if source.is_decoded() { chunk.rows.len() } else { (TILE / row_len).max(1) };
     let row_bytes = chunk.bytes / chunk.rows.len();
     for (start, out) in chunk.rows.clone().step_by(tile).zip(out.chunks_mut(tile * row_bytes)) {
         let rows = start..(start + tile).min(chunk.rows.end);
