@@ -1,11 +1,13 @@
 //! Knows the order in which things are done; nothing else does.
 
+pub mod awq;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod gguf;
 pub mod gptq;
 pub mod importance;
 pub mod inspect;
+pub mod layerwise;
 pub mod memory;
 pub mod model;
 pub mod quality;
