@@ -61,7 +61,8 @@ fn read(path: &Path) -> Value {
 fn divergence(model: &Path, reference: &Path, ctx: &str, chunks: &str) -> f64 {
     let (model, reference) = (text(model), text(reference));
     let data = text(&data("text/evaluation.txt"));
-    let args = ["evaluate", &model, "--reference", &reference, "--data", &data, "--ctx", ctx, "--chunks", chunks];
+    let args =
+        ["evaluate", &model, "--reference", &reference, "--data", &data, "--ctx", ctx, "--chunks", chunks];
     let found = run(&[&args[..], &["--format", "json"]].concat()).success().json();
     found["kl_divergence"].as_f64().unwrap()
 }
@@ -139,7 +140,8 @@ fn threads_and_memory_do_not_change_the_bytes() {
 fn experts_with_few_tokens_are_searched_alone() {
     let out = Out::new();
     let outcome =
-        quantize(&model("mixtral"), out.path(), &["--format", "json", "--calibration-samples", "1"]).success();
+        quantize(&model("mixtral"), out.path(), &["--format", "json", "--calibration-samples", "1"])
+            .success();
     let report = outcome.json();
     let few: Vec<&str> = report["linears"]
         .as_array()
@@ -194,8 +196,12 @@ fn a_group_size_that_does_not_divide_leaves_the_layer_in_16_bits() {
         json!(["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"])
     );
     // With rows shorter than a group there is nothing left to do.
-    quantize(&ragged(true).model(), Out::new().path(), &["--group-size", "128", "--skip", "q_proj|o_proj|gate"])
-        .failure(8, &["no matrix"]);
+    quantize(
+        &ragged(true).model(),
+        Out::new().path(),
+        &["--group-size", "128", "--skip", "q_proj|o_proj|gate"],
+    )
+    .failure(8, &["no matrix"]);
 }
 
 #[test]
@@ -238,9 +244,11 @@ fn dead_channels_and_layers_are_quantized() {
     let case = with_norm(|norm| norm.set(5, 0.0));
     let out = Out::new();
     for linear in report(&case.model(), out.path(), &[])["linears"].as_array().unwrap() {
-        let dead = u64::from(["1.self_attn.q", "1.self_attn.k", "1.self_attn.v"].iter().any(|n| {
-            linear["name"].as_str().unwrap().contains(n)
-        }));
+        let dead = u64::from(
+            ["1.self_attn.q", "1.self_attn.k", "1.self_attn.v"]
+                .iter()
+                .any(|n| linear["name"].as_str().unwrap().contains(n)),
+        );
         assert_eq!((&linear["dead_inputs"], &linear["method"]), (&json!(dead), &json!("awq")), "{linear}");
     }
     assert!(divergence(&out.checkpoint(), &case.model(), "64", "8") < 0.1);
@@ -249,7 +257,11 @@ fn dead_channels_and_layers_are_quantized() {
         let case = with_norm(|norm| (0..norm.shape[0]).for_each(|i| norm.set(i, 0.0)));
         let out = Out::new();
         let outcome = quantize(&case.model(), out.path(), &["--solver", solver]).success();
-        assert!(outcome.stderr.contains("layers.1.self_attn.q_proj: its inputs are always zero"), "{}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("layers.1.self_attn.q_proj: its inputs are always zero"),
+            "{}",
+            outcome.stderr
+        );
         assert!(divergence(&out.checkpoint(), &case.model(), "64", "8") < 0.1);
     }
 }
@@ -258,14 +270,18 @@ fn dead_channels_and_layers_are_quantized() {
 fn weights_that_are_all_zero_stay_so() {
     let case = Case::of("llama");
     case.edit_weights(|weights| {
-        for w in weights.iter_mut().filter(|w| w.name.contains("0.mlp.up_proj") || w.name.contains("1.self_attn.v_proj")) {
+        for w in weights
+            .iter_mut()
+            .filter(|w| w.name.contains("0.mlp.up_proj") || w.name.contains("1.self_attn.v_proj"))
+        {
             w.data.fill(0);
         }
     });
     for solver in ["awq", "gptq"] {
         let out = Out::new();
         let report = report(&case.model(), out.path(), &["--solver", solver]);
-        let up = report["linears"].as_array().unwrap().iter().find(|l| l["name"] == "model.layers.0.mlp.up_proj");
+        let up =
+            report["linears"].as_array().unwrap().iter().find(|l| l["name"] == "model.layers.0.mlp.up_proj");
         assert_eq!(up.unwrap()["weight_nmse"], 0.0);
         assert!(divergence(&out.checkpoint(), &case.model(), "64", "8") < 0.1, "{solver}");
     }
@@ -284,7 +300,8 @@ fn little_and_constant_data_is_enough() {
     ] {
         let out = Out::new();
         let (model, to) = (text(&model("llama")), text(out.path()));
-        let mut args = vec!["quantize", &model, "awq", "-q", "4bit", "-o", &to, "-n", "q", "--group-size", "32"];
+        let mut args =
+            vec!["quantize", &model, "awq", "-q", "4bit", "-o", &to, "-n", "q", "--group-size", "32"];
         args.extend(extra);
         run(&args).success();
         assert!(divergence(&out.checkpoint(), Path::new(&model), "64", "8") < 0.5, "{extra:?}");
@@ -322,8 +339,25 @@ fn the_loss_is_below_the_bars() {
         let out = Out::new();
         let (source, to) = (text(&model("tiny-llama")), text(out.path()));
         run(&[
-            "quantize", &source, "awq", "-q", "4bit", "-o", &to, "-n", "q", "--group-size", "128", "--solver", solver,
-            "--calibration-data", &calibration, "--calibration-samples", "64", "--seq-len", "256",
+            "quantize",
+            &source,
+            "awq",
+            "-q",
+            "4bit",
+            "-o",
+            &to,
+            "-n",
+            "q",
+            "--group-size",
+            "128",
+            "--solver",
+            solver,
+            "--calibration-data",
+            &calibration,
+            "--calibration-samples",
+            "64",
+            "--seq-len",
+            "256",
         ])
         .success();
         let loss = divergence(&out.checkpoint(), &model("tiny-llama"), "256", "406");

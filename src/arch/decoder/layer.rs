@@ -78,7 +78,10 @@ impl Layer {
         };
         let rows = parts.last().map_or(0, |(_, rows)| rows.end);
         if rows == 0 || !weights.len().is_multiple_of(rows) {
-            return Err(Error::new(Kind::Other, format!("the decoder has no matrix {stem} of {} weights", weights.len())));
+            return Err(Error::new(
+                Kind::Other,
+                format!("the decoder has no matrix {stem} of {} weights", weights.len()),
+            ));
         }
         let width = weights.len() / rows;
         parts.into_iter().try_for_each(|(linear, rows)| {

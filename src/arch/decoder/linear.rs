@@ -45,7 +45,10 @@ impl Linear {
         let inner = self.inner()?;
         let shape = (weights.len() / inner.max(1), inner);
         if shape.0 != self.outer()? {
-            return Err(Error::new(Kind::Other, format!("{} weights for a matrix of {shape:?}", weights.len())));
+            return Err(Error::new(
+                Kind::Other,
+                format!("{} weights for a matrix of {shape:?}", weights.len()),
+            ));
         }
         self.weight = Weight::F32(Tensor::from_vec(weights, shape, &Device::Cpu)?);
         Ok(())

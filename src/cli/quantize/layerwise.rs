@@ -153,8 +153,9 @@ mod tests {
 
     #[test]
     fn group_sizes_are_those_of_the_container() {
-        let asked =
-            |group_size| LayerwiseOptions { group_size, skip: vec![], low_memory: false }.group_size(&[64, 128, -1]);
+        let asked = |group_size| {
+            LayerwiseOptions { group_size, skip: vec![], low_memory: false }.group_size(&[64, 128, -1])
+        };
         assert_eq!(asked(None).unwrap(), 128);
         assert_eq!(asked(Some(64)).unwrap(), 64);
         assert_eq!(asked(Some(-1)).unwrap(), Grid::WHOLE_ROW);

@@ -2,9 +2,9 @@
 
 use half::f16;
 
+use crate::arch::Model;
 use crate::arch::decoder::LinearId;
 use crate::arch::fold::{Fold, Source};
-use crate::arch::Model;
 use crate::error::Result;
 use crate::pipeline::layerwise::Names;
 use crate::pipeline::layerwise::matrices::expert_of;
@@ -35,7 +35,13 @@ impl Divided {
     ///
     /// # Errors
     /// `Invalid` if a weight is not finite.
-    pub(super) fn find(fold: &Fold, model: &Model, names: &Names<'_>, weights: &dyn Dense, layer: usize) -> Result<Divided> {
+    pub(super) fn find(
+        fold: &Fold,
+        model: &Model,
+        names: &Names<'_>,
+        weights: &dyn Dense,
+        layer: usize,
+    ) -> Result<Divided> {
         Ok(match &fold.source {
             Source::Norm(gguf) => {
                 let name = names.find(gguf, layer, 0).expect("the decoder has read it").to_owned();
@@ -66,7 +72,15 @@ impl Divided {
     }
 
     /// Divides by factors, and multiplies all matrices that the input goes into.
-    pub(super) fn fold(&self, fold: &Fold, model: &Model, names: &Names<'_>, layer: usize, factors: &[f32], folded: &mut Folded<'_>) {
+    pub(super) fn fold(
+        &self,
+        fold: &Fold,
+        model: &Model,
+        names: &Names<'_>,
+        layer: usize,
+        factors: &[f32],
+        folded: &mut Folded<'_>,
+    ) {
         let effective = self.stored(factors);
         match self {
             Divided::Rows { names, first } => {

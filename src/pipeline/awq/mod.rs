@@ -72,9 +72,9 @@ impl Job {
     pub fn run(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
         let watch = Watch { progress, cancel };
         let grid = self.plan.options().grid;
-        let made = self.plan.run(watch, |sink| {
-            scale::quantize(self.plan.walk(watch), &rows.rows, grid, self.solver, sink)
-        })?;
+        let made = self
+            .plan
+            .run(watch, |sink| scale::quantize(self.plan.walk(watch), &rows.rows, grid, self.solver, sink))?;
         Ok(Report::new("awq", &self.plan, self.reported(), rows.record.clone(), made))
     }
 }

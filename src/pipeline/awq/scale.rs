@@ -19,7 +19,7 @@ use crate::quant::{Grid, QuantizedLinear};
 use crate::source::folded::Folded;
 
 /// Rows that factors are chosen with, of all matrices that share them. More tell no more.
-const SAMPLED: usize = 1024;
+const SAMPLED: usize = 512;
 
 /// Takes `windows` through the model and quantizes its matrices on the way, each of which `sink` gets as soon as it is known
 /// what it is divided by. Also returns how all tensors are folded.

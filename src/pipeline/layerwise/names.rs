@@ -21,7 +21,12 @@ impl<'a> Names<'a> {
     }
 
     /// The name of a rule's tensor, or what it would be if the checkpoint had it.
-    pub(in crate::pipeline) fn of(&self, rule: &TensorRule, layer: usize, expert: usize) -> Result<&'a str, String> {
+    pub(in crate::pipeline) fn of(
+        &self,
+        rule: &TensorRule,
+        layer: usize,
+        expert: usize,
+    ) -> Result<&'a str, String> {
         let name = rule.hf.replace("{}", &layer.to_string()).replace("{e}", &expert.to_string());
         self.canonical.get(&name).copied().ok_or(name)
     }

@@ -4,20 +4,23 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::format::gguf::blocks::Simd;
+use crate::format::gguf::blocks::{Simd, Work};
 use crate::quant::codes::Grid;
 use crate::quant::gemm::{View, multiply};
 use crate::quant::gram::Gram;
 use crate::quant::lanes::{LANES, Lanes};
-use crate::quant::scale_search;
+use crate::quant::scale_search::{Scale, stored};
 
 /// Factors are kept within this and its reciprocal, so that what is divided by them stays within float16.
 const LIMIT: f32 = 128.0;
 
 /// Exponents of the inputs that are tried.
-const ACTIVATION: [f32; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+const ACTIVATION: [f32; 6] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
 /// Exponents of the weights.
 const WEIGHT: [f32; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
+
+/// Ranges that are tried with each candidate, as shares of the one that just covers the group.
+const SHARES: [f32; 6] = [1.0, 0.94, 0.88, 0.82, 0.76, 0.7];
 
 /// A matrix, or some of its rows, that the channels go into.
 #[derive(Clone, Copy, Debug)]
@@ -72,15 +75,16 @@ pub fn choose(
     let groups = grid.groups(channels.len());
     let blocks: Vec<Vec<Vec<f32>>> = (0..groups)
         .into_par_iter()
-        .map(|group| consumers.iter().map(|c| c.gram.block(columns_of(group, grid, channels.len()))).collect())
+        .map(|group| {
+            consumers.iter().map(|c| c.gram.block(columns_of(group, grid, channels.len()))).collect()
+        })
         .collect();
     let losses: Vec<f64> = (0..groups * candidates.len())
         .into_par_iter()
         .map(|at| {
             let (group, candidate) = (at / candidates.len(), &candidates[at % candidates.len()]);
             let columns = columns_of(group, grid, channels.len());
-            let factors: Vec<f32> =
-                channels[columns.clone()].iter().map(|c| candidate.stored[*c]).collect();
+            let factors: Vec<f32> = channels[columns.clone()].iter().map(|c| candidate.stored[*c]).collect();
             let consumers = packed.iter().zip(&blocks[group]);
             consumers.map(|(c, block)| c.loss(columns.clone(), &factors, block, grid, simd)).sum()
         })
@@ -167,7 +171,8 @@ impl Spectrum {
         for part in &mut part_of_group {
             *part = parts.binary_search(part).expect("every part is listed");
         }
-        let part_of_channel = first.iter().map(|group| group.map_or(0, |group| part_of_group[group])).collect();
+        let part_of_channel =
+            first.iter().map(|group| group.map_or(0, |group| part_of_group[group])).collect();
         Spectrum { inputs, weights, parts: parts.len(), part_of_group, part_of_channel }
     }
 
@@ -179,7 +184,8 @@ impl Spectrum {
             let channels = (0..factors.len()).filter(|c| self.part_of_channel[*c] == part);
             let channels: Vec<usize> = channels.filter(|c| self.weights[*c] > 0.0).collect();
             let positive = |c: &&usize| self.inputs[**c] > 0.0;
-            let smallest = channels.iter().filter(positive).map(|c| self.inputs[*c]).fold(f64::INFINITY, f64::min);
+            let smallest =
+                channels.iter().filter(positive).map(|c| self.inputs[*c]).fold(f64::INFINITY, f64::min);
             if !smallest.is_finite() {
                 continue;
             }
@@ -227,49 +233,194 @@ impl Packed {
             (0..length).map(|i| block[i * (length + 1)] / (factors[i] * factors[i])).collect();
         let weights = &self.weights[columns.start * width..columns.end * width];
         let mut errors = vec![0.0; length * width];
-        simd.compile(|| round(weights, width, factors, &importance, grid, &mut errors));
+        simd.compile(Round { weights, width, factors, importance: &importance, grid, errors: &mut errors });
         let mut products = vec![0.0; length * width];
         let all = 0..length;
         let errors_view = View::block(&errors, width, all.clone(), 0..width);
         multiply(&mut products, width, 0.0, 1.0, View::block(block, length, all.clone(), all), errors_view);
         let mut sums = vec![0.0; width];
-        simd.compile(|| add_products(&errors, &products, &mut sums));
+        simd.compile(AddProducts { a: &errors, b: &products, sums: &mut sums });
         sums.iter().map(|v| f64::from(*v)).sum()
     }
 }
 
 /// The errors of weights, `[channels, width]`, that are multiplied by factors and rounded as one group.
-#[inline(always)]
-fn round(
-    weights: &[f32],
+struct Round<'a> {
+    weights: &'a [f32],
     width: usize,
-    factors: &[f32],
-    importance: &[f32],
+    factors: &'a [f32],
+    importance: &'a [f32],
     grid: Grid,
-    errors: &mut [f32],
-) {
-    let mut scaled = vec![Lanes::ZERO; factors.len()];
-    for lane in (0..width).step_by(LANES) {
-        for (i, (scaled, factor)) in scaled.iter_mut().zip(factors).enumerate() {
-            *scaled = Lanes::load(&weights[i * width + lane..]) * Lanes::splat(*factor);
-        }
-        let scale = scale_search::search(&scaled, importance, grid, 0);
-        for (i, (scaled, factor)) in scaled.iter().zip(factors).enumerate() {
-            let error = (*scaled - scale.scale * scale.code(*scaled)) / Lanes::splat(*factor);
-            error.store(&mut errors[i * width + lane..]);
+    errors: &'a mut [f32],
+}
+
+impl Work for Round<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Round { weights, width, factors, importance, grid, errors } = self;
+        let mut scaled = vec![Lanes::ZERO; factors.len()];
+        for lane in (0..width).step_by(LANES) {
+            for (i, (scaled, factor)) in scaled.iter_mut().zip(factors).enumerate() {
+                *scaled = Lanes::load(&weights[i * width + lane..]) * Lanes::splat(*factor);
+            }
+            let scale = range(&scaled, importance, grid);
+            for (i, (scaled, factor)) in scaled.iter().zip(factors).enumerate() {
+                let error = (*scaled - scale.scale * scale.code(*scaled)) / Lanes::splat(*factor);
+                error.store(&mut errors[i * width + lane..]);
+            }
         }
     }
 }
 
-/// Adds the products of `[channels, width]` values up over the channels.
+/// The best of a few ranges of a group, each channel looked at by itself.
 #[inline(always)]
-fn add_products(a: &[f32], b: &[f32], sums: &mut [f32]) {
-    let width = sums.len();
-    for lane in (0..width).step_by(LANES) {
-        let mut sum = Lanes::ZERO;
-        for (a, b) in a[lane..].chunks(width).zip(b[lane..].chunks(width)) {
-            sum = sum + Lanes::load(a) * Lanes::load(b);
+fn range(weights: &[Lanes], importance: &[f32], grid: Grid) -> Scale {
+    let (mut low, mut high) = (Lanes::ZERO, Lanes::ZERO);
+    for weight in weights {
+        (low, high) = (weight.min(low), weight.max(high));
+    }
+    let top = Lanes::splat(f32::from(grid.max_code()));
+    let (whole, least) = ((high - low) / top, Lanes::splat(f32::MIN_POSITIVE));
+    // A group of zeros has no scale; any does.
+    let whole = whole.where_greater(whole, least, Lanes::splat(1.0));
+    let zero = (-low / whole).round_within(Lanes::ZERO, top);
+    let (mut best, mut smallest) = (whole.map(stored), Lanes::splat(f32::INFINITY));
+    for share in SHARES {
+        let scale = Scale::new((whole * Lanes::splat(share)).map(stored), zero, grid);
+        let mut error = Lanes::ZERO;
+        for (weight, importance) in weights.iter().zip(importance) {
+            let difference = *weight - scale.scale * scale.code(*weight);
+            error = error + difference * difference * Lanes::splat(*importance);
         }
-        sum.store(&mut sums[lane..]);
+        best = scale.scale.where_greater(smallest, error, best);
+        smallest = error.where_greater(smallest, error, smallest);
+    }
+    Scale::new(best, zero, grid)
+}
+
+/// Adds the products of `[channels, width]` values up over the channels.
+struct AddProducts<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    sums: &'a mut [f32],
+}
+
+impl Work for AddProducts<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let width = self.sums.len();
+        for lane in (0..width).step_by(LANES) {
+            let mut sum = Lanes::ZERO;
+            for at in (lane..self.a.len()).step_by(width) {
+                sum = sum + Lanes::load(&self.a[at..]) * Lanes::load(&self.b[at..]);
+            }
+            sum.store(&mut self.sums[lane..]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Grid = Grid { bits: 4, group_size: 32, symmetric: false };
+
+    fn noise(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            (state >> 8) as f32 / 16777216.0 - 0.5
+        })
+        .take(len)
+        .collect()
+    }
+
+    /// Inputs of 64 channels, of which every eighth is large, and those of `dead` are zero.
+    fn gram(dead: &[usize]) -> Gram {
+        let mut x = noise(200 * 64, 1);
+        for row in x.chunks_exact_mut(64) {
+            row.iter_mut().step_by(8).for_each(|v| *v *= 40.0);
+            dead.iter().for_each(|c| row[*c] = 0.0);
+        }
+        let mut gram = Gram::new(64);
+        gram.add(&x);
+        gram
+    }
+
+    fn plain(factors: &[f32]) -> Vec<f32> {
+        factors.to_vec()
+    }
+
+    fn loss(consumer: &Consumer<'_>, factors: &[f32]) -> f64 {
+        let packed = Packed::new(consumer, 64);
+        let groups = (0..2).map(|group| columns_of(group, GRID, 64));
+        groups
+            .map(|c| packed.loss(c.clone(), &factors[c.clone()], &consumer.gram.block(c), GRID, Simd::best()))
+            .sum()
+    }
+
+    #[test]
+    fn large_inputs_get_large_factors_and_the_error_falls() {
+        let (gram, weights) = (gram(&[]), noise(48 * 64, 2));
+        let consumer = Consumer { gram: &gram, weights: &weights };
+        let channels: Vec<usize> = (0..64).collect();
+        let scales = choose(&[consumer], &channels, &plain, GRID, Simd::best());
+        let group = &scales.factors[..32];
+        assert!(group[0] > 2.0 * group[1] && group[8] > 2.0 * group[9], "{group:?}");
+        assert!(scales.activation_exponent > 0.2, "{scales:?}");
+        assert!(loss(&consumer, &scales.factors) < 0.6 * loss(&consumer, &[1.0; 64]));
+    }
+
+    #[test]
+    fn what_is_tried_is_what_will_be_stored() {
+        let (gram, weights) = (gram(&[]), noise(48 * 64, 2));
+        let consumer = Consumer { gram: &gram, weights: &weights };
+        let channels: Vec<usize> = (0..64).collect();
+        // A source that cannot be divided: no candidate is better than the first, which is no factors.
+        let ignore = |factors: &[f32]| vec![1.0; factors.len()];
+        let scales = choose(&[consumer], &channels, &ignore, GRID, Simd::best());
+        assert_eq!((scales.activation_exponent, scales.weight_exponent), (0.0, 0.0));
+        assert_eq!(scales.factors, [1.0; 64]);
+    }
+
+    #[test]
+    fn groups_that_share_channels_choose_together() {
+        let (gram, weights) = (gram(&[]), noise(48 * 64, 2));
+        let consumer = Consumer { gram: &gram, weights: &weights };
+        let channels: Vec<usize> = (0..64).map(|i| i % 32).collect();
+        let spectrum = Spectrum::new(&[consumer], &channels, GRID);
+        assert_eq!((spectrum.parts, &spectrum.part_of_group), (1, &vec![0, 0]));
+        assert_eq!(choose(&[consumer], &channels, &plain, GRID, Simd::best()).factors.len(), 32);
+        let apart = Spectrum::new(&[consumer], &(0..64).collect::<Vec<_>>(), GRID);
+        assert_eq!((apart.parts, &apart.part_of_group), (2, &vec![0, 1]));
+    }
+
+    #[test]
+    fn factors_are_finite_whatever_is_zero() {
+        let channels: Vec<usize> = (0..64).collect();
+        let all: Vec<usize> = (0..64).collect();
+        for (dead, zeros) in [(&all[..], 0..0), (&[3, 4], 0..0), (&[], 5..64), (&[1], 0..64)] {
+            let gram = gram(dead);
+            let mut weights = noise(48 * 64, 2);
+            weights.chunks_exact_mut(64).for_each(|row| row[zeros.clone()].fill(0.0));
+            let consumers = [Consumer { gram: &gram, weights: &weights }];
+            let scales = choose(&consumers, &channels, &plain, GRID, Simd::best());
+            let fits = |f: &f32| (LIMIT.recip()..=LIMIT).contains(f);
+            assert!(scales.factors.iter().all(fits), "{:?}", scales.factors);
+        }
+        let none = choose(&[], &channels, &plain, GRID, Simd::best());
+        assert_eq!(none.factors, [1.0; 64]);
+    }
+
+    #[test]
+    fn the_choice_does_not_depend_on_the_number_of_threads() {
+        let (gram, weights) = (gram(&[7]), noise(48 * 64, 2));
+        let channels: Vec<usize> = (0..64).collect();
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let consumers = [Consumer { gram: &gram, weights: &weights }];
+            pool.install(|| choose(&consumers, &channels, &plain, GRID, Simd::best()))
+        };
+        assert!(on(1) == on(2) && on(1) == on(7));
     }
 }

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::Problem;
-use crate::format::gguf::blocks::Simd;
+use crate::format::gguf::blocks::{Simd, Work};
 use crate::quant::lanes::{LANES, Lanes};
 use crate::quant::scale_search::{self, Scale};
 
@@ -103,10 +103,7 @@ impl Rows {
 
     /// Chooses scales from the weights as they are and rounds to the nearest codes.
     pub(in crate::quant) fn search(&mut self, problem: &Problem, simd: Simd) {
-        simd.compile(|| {
-            self.choose_scales(problem);
-            self.round(problem);
-        });
+        simd.compile(Search { rows: self, problem });
     }
 
     /// Computes all errors anew, in the original order.
@@ -136,5 +133,18 @@ impl Rows {
                 zeros[row * groups + group] = self.zeros[group * self.width + row] as u8;
             }
         }
+    }
+}
+
+struct Search<'a> {
+    rows: &'a mut Rows,
+    problem: &'a Problem,
+}
+
+impl Work for Search<'_> {
+    #[inline(always)]
+    fn run(self) {
+        self.rows.choose_scales(self.problem);
+        self.rows.round(self.problem);
     }
 }
