@@ -84,7 +84,7 @@ fn a_checkpoint_is_written_and_reported() {
         assert_eq!(linear["method"], "awq", "{linear}");
         assert!(linear["relative_error"].as_f64().unwrap() < 0.05, "{linear}");
         let clip = linear["clip"].as_f64().unwrap();
-        assert!((0.5..1.1).contains(&clip), "{linear}");
+        assert!((0.5..1.2).contains(&clip), "{linear}");
         for exponent in ["activation_exponent", "weight_exponent"] {
             assert!((0.0..=1.0).contains(&linear[exponent].as_f64().unwrap()), "{linear}");
         }
@@ -117,7 +117,7 @@ fn every_family_loses_no_more_than_with_gptq() {
         };
         let (awq, solved, gptq) =
             (loss("awq", &[]), loss("awq", &["--solver", "gptq"]), loss("gptq", &["--asym"]));
-        assert!(awq < 2.0 * gptq && solved < 1.5 * gptq, "{name}: {awq} {solved} {gptq}");
+        assert!(awq < 3.0 * gptq && solved < 2.0 * gptq, "{name}: {awq} {solved} {gptq}");
     }
 }
 
