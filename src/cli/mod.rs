@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
+use crate::pipeline::memory;
 use output::Output;
 use terminal::Terminal;
 
@@ -106,6 +107,7 @@ enum Command {
 
 /// Parses the arguments, runs the command and gives the exit code.
 pub fn main() -> ExitCode {
+    memory::keep_freed();
     let cli = Cli::parse();
     let output = Output::new(cli.global.format, cli.global.verbosity);
     start_logs(cli.global.verbosity);

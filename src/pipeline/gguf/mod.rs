@@ -1,11 +1,11 @@
 //! A Hugging Face model in, a GGUF file out.
 
+mod chunk;
 mod metadata;
 mod params;
 mod plan;
 pub mod report;
 mod rows;
-mod slab;
 mod stream;
 mod verify;
 
@@ -62,6 +62,13 @@ struct Target<'a> {
     source: RowSource<'a>,
     /// One weight per column and expert.
     importance: Option<&'a [f32]>,
+}
+
+impl Target<'_> {
+    /// Whether its rows go from the checkpoint to the file as they are, through no buffer.
+    fn is_direct(&self) -> bool {
+        self.source.is_direct(self.ty)
+    }
 }
 
 /// Everything that is known before the work starts.

@@ -1,15 +1,15 @@
-//! Reads, encodes and writes at the same time: while one slab is encoded by all threads, the one before is written and
-//! the kernel reads the one after.
+//! Reads, encodes and writes at the same time. Every thread takes the next chunk as soon as it has done one; whoever
+//! finishes the chunk whose turn it is writes it, and those after it that are ready, while the others go on. There is no
+//! thread that only writes: waking one for each chunk costs more than the writing.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-
-use rayon::prelude::*;
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::Target;
-use super::slab::{Chunk, Slab, slabs};
+use super::chunk::{Chunk, chunks};
 use crate::atomic::start_writeback;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
@@ -19,8 +19,21 @@ use crate::pipeline::memory;
 use crate::progress::Progress;
 use crate::source::safetensors::Tensors;
 
+/// Encoded chunks, at least, that may wait for their turn to be written: enough to go on while the system holds up a
+/// write for some milliseconds. At 4 bytes a weight they are 32 MB.
+const BUFFERS: usize = 128;
+/// Such chunks for each thread, where threads are many.
+const BUFFERS_PER_THREAD: usize = 2;
+/// Chunks by which the kernel reads ahead.
+const READ_AHEAD: usize = 32;
+/// Bytes after which the kernel is told to begin writing to the disk.
+const WRITEBACK: u64 = 8 << 20;
+
+/// Weights that are encoded at once: as float32 they stay in a core's first-level cache in between.
+const TILE: usize = 1 << 13;
+
 thread_local! {
-    /// A chunk's weights in float32. Each thread keeps its own: allocating one per chunk costs more than encoding it.
+    /// A tile's weights in float32. Each thread keeps its own: allocating one per tile costs more than encoding it.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -34,146 +47,223 @@ pub(super) fn write_all(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<u64> {
-    let slabs = slabs(targets);
-    let mut peak = 0;
-    let (full_in, full_out) = sync_channel::<(usize, Vec<u8>)>(1);
-    let (empty_in, empty_out) = sync_channel::<Vec<u8>>(3);
-    let whole = &slabs;
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || write_slabs(file, layout, whole, targets, full_out, &empty_in));
-        let encoded =
-            encode_slabs(&slabs, tensors, targets, simd, progress, cancel, &full_in, &empty_out, &mut peak);
-        drop(full_in);
-        let written = writer.join().expect("the writing thread does not panic");
-        // A failure to write ends the encoder too, so it is the cause.
-        written.map_err(|e| Error::output("cannot write the output", e))?;
-        encoded
-    })?;
-    Ok(peak)
+    let chunks = chunks(targets);
+    let writer = Writer::new(file, layout).map_err(cannot_write)?;
+    let buffers = BUFFERS.max(rayon::current_num_threads() * BUFFERS_PER_THREAD);
+    let line = Line {
+        next_to_take: 0,
+        next_to_write: 0,
+        early: BTreeMap::new(),
+        empty: vec![Vec::new(); buffers],
+        sink: Some(Sink { writer, started: 0, peak: 0 }),
+        failed: None,
+    };
+    let job = Job {
+        chunks: &chunks,
+        tensors,
+        targets,
+        simd,
+        progress,
+        cancel,
+        line: Mutex::new(line),
+        moved: Condvar::new(),
+    };
+    rayon::broadcast(|_| job.run());
+    let line = job.line.into_inner().expect("no thread panics in the line");
+    match line.failed {
+        Some(e) => Err(e),
+        None => line.sink.expect("nobody writes any more").finish().map_err(cannot_write),
+    }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn encode_slabs(
-    slabs: &[Slab],
-    tensors: &Tensors,
-    targets: &[Target<'_>],
+fn cannot_write(e: io::Error) -> Error {
+    Error::output("cannot write the output", e)
+}
+
+/// What the threads share.
+struct Job<'a> {
+    chunks: &'a [Chunk],
+    tensors: &'a Tensors,
+    targets: &'a [Target<'a>],
     simd: Simd,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-    full: &SyncSender<(usize, Vec<u8>)>,
-    empty: &Receiver<Vec<u8>>,
-    peak: &mut u64,
-) -> Result<()> {
-    let mut current = usize::MAX;
-    for (i, slab) in slabs.iter().enumerate() {
-        cancel.check()?;
-        for piece in slabs.get(i + 1).into_iter().flat_map(|next| next.chunk_by(|a, b| a.tensor == b.tensor))
-        {
-            let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
-            targets[piece[0].tensor].source.will_need(tensors, rows);
-        }
-        if let Some(last) = slab.last().filter(|c| c.tensor != current) {
-            current = last.tensor;
-            progress.item(&targets[current].planned.name);
-        }
-        let mut buffer = empty.try_recv().unwrap_or_default();
-        buffer.resize(slab.iter().map(|c| buffered(targets, c)).sum(), 0);
-        let mut rest = buffer.as_mut_slice();
-        let mut work: Vec<(&Chunk, &mut [u8])> = Vec::with_capacity(slab.len());
-        for chunk in slab {
-            let (piece, tail) = rest.split_at_mut(buffered(targets, chunk));
-            work.push((chunk, piece));
-            rest = tail;
-        }
-        // `try_for_each` stops at any failure; looking for the first in order makes the message the same every time.
-        let failed = work.into_par_iter().map(|(chunk, out)| {
-            let target = &targets[chunk.tensor];
-            let done = SCRATCH.with_borrow_mut(|scratch| encode_chunk(target, chunk, out, scratch, simd));
-            progress.advance(chunk.weights as u64);
-            done
-        });
-        let failed = failed.filter_map(Result::err).reduce_with(|first, _| first);
-        *peak = memory::anonymous().unwrap_or(0).max(*peak);
-        if let Some(e) = failed {
-            return Err(e);
-        }
-        if full.send((i, buffer)).is_err() {
-            // The writer has stopped; it says why.
-            return Ok(());
+    progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+    line: Mutex<Line<'a>>,
+    /// Tells those who wait for a buffer that there is one, or that it is over.
+    moved: Condvar,
+}
+
+/// Chunks on their way through.
+struct Line<'a> {
+    next_to_take: usize,
+    next_to_write: usize,
+    /// Encoded before their turn.
+    early: BTreeMap<usize, Result<Vec<u8>>>,
+    /// Buffers to encode into.
+    empty: Vec<Vec<u8>>,
+    /// The file; away while a thread writes.
+    sink: Option<Sink<'a>>,
+    /// The failure of the first chunk in order that failed: the same one every time.
+    failed: Option<Error>,
+}
+
+impl<'a> Job<'a> {
+    /// Encodes chunk after chunk, until there are no more or one has failed.
+    fn run(&self) {
+        while let Some((i, mut buffer)) = self.take() {
+            let done = self.encode(i, &mut buffer).map(|()| buffer);
+            self.hand_over(i, done);
         }
     }
-    Ok(())
-}
 
-/// Bytes of a chunk that pass through the slab's buffer.
-fn buffered(targets: &[Target<'_>], chunk: &Chunk) -> usize {
-    let target = &targets[chunk.tensor];
-    if target.source.is_direct(target.ty) { 0 } else { chunk.bytes }
+    fn line(&self) -> MutexGuard<'_, Line<'a>> {
+        self.line.lock().expect("no thread panics in the line")
+    }
+
+    /// The next chunk and a buffer for it. Both are taken at once, so whoever has the chunk whose turn it is can always
+    /// finish it, and nobody waits for good.
+    fn take(&self) -> Option<(usize, Vec<u8>)> {
+        let mut line = self.line();
+        loop {
+            if line.failed.is_some() || line.next_to_take == self.chunks.len() {
+                return None;
+            }
+            if let Some(buffer) = line.empty.pop() {
+                line.next_to_take += 1;
+                return Some((line.next_to_take - 1, buffer));
+            }
+            line = self.moved.wait(line).expect("no thread panics in the line");
+        }
+    }
+
+    /// Puts chunk `i` in line, and writes all whose turn it is unless another thread is at it.
+    fn hand_over(&self, i: usize, encoded: Result<Vec<u8>>) {
+        let mut line = self.line();
+        line.early.insert(i, encoded);
+        let Some(mut sink) = line.sink.take() else { return };
+        loop {
+            let turn = line.next_to_write;
+            let Some(encoded) = line.early.remove(&turn) else { break };
+            drop(line);
+            let written = encoded.and_then(|buffer| {
+                let chunk = &self.chunks[turn];
+                sink.write(&self.targets[chunk.tensor], chunk, &buffer).map_err(cannot_write)?;
+                Ok(buffer)
+            });
+            line = self.line();
+            match written {
+                Ok(buffer) => {
+                    line.next_to_write += 1;
+                    line.empty.push(buffer);
+                    self.moved.notify_one();
+                }
+                Err(e) => {
+                    line.failed = Some(e);
+                    self.moved.notify_all();
+                    return;
+                }
+            }
+        }
+        line.sink = Some(sink);
+    }
+
+    fn encode(&self, i: usize, out: &mut Vec<u8>) -> Result<()> {
+        self.cancel.check()?;
+        let chunk = &self.chunks[i];
+        let target = &self.targets[chunk.tensor];
+        if i.is_multiple_of(READ_AHEAD) {
+            self.read_ahead(i + READ_AHEAD);
+        }
+        if chunk.start == 0 {
+            self.progress.item(&target.planned.name);
+        }
+        SCRATCH.with_borrow_mut(|scratch| encode_chunk(target, chunk, out, scratch, self.simd))?;
+        self.progress.advance(chunk.weights as u64);
+        Ok(())
+    }
+
+    /// Asks the kernel to read the chunks from `first` on.
+    fn read_ahead(&self, first: usize) {
+        let ahead = &self.chunks[first.min(self.chunks.len())..];
+        let ahead = &ahead[..READ_AHEAD.min(ahead.len())];
+        for piece in ahead.chunk_by(|a, b| a.tensor == b.tensor) {
+            let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
+            self.targets[piece[0].tensor].source.will_need(self.tensors, rows);
+        }
+    }
 }
 
 fn encode_chunk(
     target: &Target<'_>,
     chunk: &Chunk,
-    out: &mut [u8],
+    out: &mut Vec<u8>,
     scratch: &mut Vec<f32>,
     simd: Simd,
 ) -> Result<()> {
     let source = &target.source;
-    if source.is_direct(target.ty) {
+    if target.is_direct() {
+        out.clear();
         return source.check_finite(chunk.rows.clone());
     }
+    out.resize(chunk.bytes, 0);
     if source.is_copy(target.ty) {
         return source.copy(chunk.rows.clone(), out);
     }
     let row_len = source.row_len();
-    scratch.resize(chunk.weights, 0.0);
-    source.load(chunk.rows.clone(), scratch, simd)?;
     let weights = target.importance.map(|all| {
         let expert = source.matrix_of(chunk.rows.start);
         &all[expert * row_len..(expert + 1) * row_len]
     });
-    blocks::encode(target.ty, scratch, row_len, weights, out, simd);
+    let tile = (TILE / row_len).max(1);
+    let row_bytes = chunk.bytes / chunk.rows.len();
+    for (start, out) in chunk.rows.clone().step_by(tile).zip(out.chunks_mut(tile * row_bytes)) {
+        let rows = start..(start + tile).min(chunk.rows.end);
+        scratch.resize(rows.len() * row_len, 0.0);
+        source.load(rows, scratch, simd)?;
+        blocks::encode(target.ty, scratch, row_len, weights, out, simd);
+    }
     Ok(())
 }
 
-fn write_slabs(
-    file: &mut File,
-    layout: Layout,
-    slabs: &[Slab],
-    targets: &[Target<'_>],
-    full: Receiver<(usize, Vec<u8>)>,
-    empty: &SyncSender<Vec<u8>>,
-) -> io::Result<()> {
-    let mut started = 0;
-    let mut writer = Writer::new(&mut *file, layout)?;
-    for (i, buffer) in full {
-        // Chunks of one tensor lie side by side: one write for all of them.
-        let mut start = 0;
-        for piece in slabs[i].chunk_by(|a, b| a.tensor == b.tensor) {
-            let target = &targets[piece[0].tensor];
-            if target.source.is_direct(target.ty) {
-                let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
-                let mut result = Ok(());
-                target.source.for_pieces(rows, |bytes| {
-                    if result.is_ok() {
-                        result = writer.write(bytes);
-                    }
-                });
-                result?;
-            } else {
-                let end = start + piece.iter().map(|c| c.bytes).sum::<usize>();
-                writer.write(&buffer[start..end])?;
-                start = end;
-            }
+/// The file that is written.
+struct Sink<'a> {
+    writer: Writer<&'a mut File>,
+    /// Bytes that the kernel has been told to write to the disk.
+    started: u64,
+    /// The most memory that the program had allocated.
+    peak: u64,
+}
+
+impl Sink<'_> {
+    fn write(&mut self, target: &Target<'_>, chunk: &Chunk, bytes: &[u8]) -> io::Result<()> {
+        if target.is_direct() {
+            let mut result = Ok(());
+            target.source.for_pieces(chunk.rows.clone(), |bytes| {
+                if result.is_ok() {
+                    result = self.writer.write(bytes);
+                }
+            });
+            result?;
+        } else {
+            self.writer.write(bytes)?;
         }
-        let written = writer.position();
-        start_writeback(writer.get_ref(), started, written - started);
-        started = written;
-        let _ = empty.try_send(buffer);
-        if i + 1 == slabs.len() {
-            return writer.finish().map(|_| ());
+        if self.writer.position() - self.started >= WRITEBACK {
+            self.start_writeback();
         }
+        Ok(())
     }
-    // The encoder stopped early; the caller knows why and drops the file.
-    Ok(())
+
+    fn start_writeback(&mut self) {
+        let written = self.writer.position();
+        start_writeback(self.writer.get_ref(), self.started, written - self.started);
+        self.started = written;
+        self.peak = memory::anonymous().unwrap_or(0).max(self.peak);
+    }
+
+    /// Returns the most memory that the program had allocated, in bytes.
+    fn finish(mut self) -> io::Result<u64> {
+        self.start_writeback();
+        self.writer.finish()?;
+        Ok(self.peak)
+    }
 }
