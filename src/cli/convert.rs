@@ -8,8 +8,10 @@ use clap::ValueEnum;
 use super::data::DataArgs;
 use super::evaluate::{CutArgs, limit};
 use super::output::{Output, size};
+use super::quantize::awq::{self, AwqOptions};
 use super::quantize::gguf::{self, GgufOptions};
 use super::quantize::gptq::{self, GptqOptions};
+use super::quantize::layerwise::LayerwiseOptions;
 use super::quantize::{data_given, place, refuse};
 use super::terminal::Terminal;
 use super::{CANCEL, Global};
@@ -60,7 +62,11 @@ pub(super) struct Args {
     #[command(flatten)]
     gguf: GgufOptions,
     #[command(flatten)]
+    layerwise: LayerwiseOptions,
+    #[command(flatten)]
     gptq: GptqOptions,
+    #[command(flatten)]
+    awq: AwqOptions,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -154,15 +160,17 @@ fn check_options(args: &Args) -> Result<()> {
     let dtype = given(&[("--dtype", args.dtype.is_some())]);
     let level = given(&[("--quant-level", args.quant_level.is_some())]);
     let codes = given(&[("--requantize", args.requantize)]);
-    let (gguf, gptq, data) = (args.gguf.given(), args.gptq.given(), data_given(&args.data));
+    let (gguf, gptq, awq) = (args.gguf.given(), args.gptq.given(), args.awq.given());
+    let calibrated = [args.layerwise.given(), data_given(&args.data)].concat();
     match args.target_format {
-        TargetFormat::Gguf => refuse(&[gptq, data, dtype, codes].concat(), "conversion to GGUF")?,
-        TargetFormat::Gptq => refuse(&[gguf, dtype].concat(), "conversion to GPTQ")?,
-        TargetFormat::Awq => {
-            let other: Vec<&str> = gptq.into_iter().filter(|name| *name != "--group-size").collect();
-            refuse(&[gguf, other, dtype].concat(), "conversion to AWQ")?;
+        TargetFormat::Gguf => {
+            refuse(&[gptq, awq, calibrated, dtype, codes].concat(), "conversion to GGUF")?;
         }
-        TargetFormat::Hf => refuse(&[gguf, gptq, data, level, codes].concat(), "conversion to hf")?,
+        TargetFormat::Gptq => refuse(&[gguf, awq, dtype].concat(), "conversion to GPTQ")?,
+        TargetFormat::Awq => refuse(&[gguf, gptq, dtype].concat(), "conversion to AWQ")?,
+        TargetFormat::Hf => {
+            refuse(&[gguf, gptq, awq, calibrated, level, codes].concat(), "conversion to hf")?;
+        }
     }
     let measure = &args.measure;
     if measure.data.is_some() && !measure.evaluate && measure.max_kld.is_none() {
@@ -184,17 +192,15 @@ fn target(args: &Args, global: &Global, terminal: &Terminal) -> Result<(Target, 
             (Target::Gguf(Box::new(config)), None)
         }
         TargetFormat::Gptq => {
-            let mut config = args.gptq.config(bits()?.unwrap_or(4))?;
-            config.ignore_config.clone_from(&args.ignore_config);
-            config.threads = global.threads();
-            (Target::Gptq(Box::new(config)), Some(args.gptq.wanted(bits()?)?))
+            let mut config = args.gptq.config(&args.layerwise, bits()?.unwrap_or(4))?;
+            config.options.threads = global.threads();
+            (Target::Gptq(Box::new(config)), Some(args.gptq.wanted(&args.layerwise, bits()?)?))
         }
         TargetFormat::Awq => {
-            if let Some(level) = level.filter(|level| !level.eq_ignore_ascii_case("4bit")) {
-                return Err(Error::new(Kind::Usage, format!("Invalid quantization level '{level}' for AWQ"))
-                    .hint("Valid level: 4bit."));
-            }
-            (Target::Awq, Some(args.gptq.wanted(None)?))
+            level.map_or(Ok(()), awq::check_level)?;
+            let mut config = args.awq.config(&args.layerwise)?;
+            config.options.threads = global.threads();
+            (Target::Awq(Box::new(config)), Some(args.awq.wanted(&args.layerwise)?))
         }
         TargetFormat::Hf => (Target::Hf(args.dtype.map(FloatType::from)), None),
     })
@@ -207,8 +213,8 @@ fn name(args: &Args, target: &Target) -> Result<String> {
         (Target::Gguf(_), Some(name)) => gguf::with_extension(name)?,
         (_, Some(name)) => name.clone(),
         (Target::Gguf(config), None) => format!("{}-{}.gguf", stem(), config.level.name),
-        (Target::Gptq(config), None) => format!("{}-gptq-{}bit", stem(), config.grid.bits),
-        (Target::Awq, None) => format!("{}-awq-4bit", stem()),
+        (Target::Gptq(config), None) => format!("{}-gptq-{}bit", stem(), config.options.grid.bits),
+        (Target::Awq(_), None) => format!("{}-awq-4bit", stem()),
         (Target::Hf(_), None) => format!("{}-hf", stem()),
     })
 }

@@ -1,5 +1,7 @@
 //! Tests of the whole program.
 
+/// AWQ checkpoints from the command line.
+mod awq;
 /// What can be wrong with a configuration, a tokenizer, an option or an output.
 mod bad_config;
 /// What can be wrong with weights.

@@ -1,7 +1,9 @@
 //! `llm-quantize quantize MODEL FORMAT -q LEVEL`.
 
+pub(super) mod awq;
 pub(super) mod gguf;
 pub(super) mod gptq;
+pub(super) mod layerwise;
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +25,11 @@ pub(super) struct Args {
     #[command(flatten)]
     gguf: gguf::GgufOptions,
     #[command(flatten)]
+    layerwise: layerwise::LayerwiseOptions,
+    #[command(flatten)]
     gptq: gptq::GptqOptions,
+    #[command(flatten)]
+    awq: awq::AwqOptions,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -36,13 +42,13 @@ struct Common {
     /// Container of the result
     #[arg(value_enum, ignore_case = true)]
     output_format: OutputFormat,
-    /// Level, in any case: of GGUF by llama.cpp's name (Q4_K_M, Q8_0, BF16, ...), of GPTQ 2bit, 3bit, 4bit or 8bit
+    /// Level, in any case: of GGUF by llama.cpp's name (Q4_K_M, Q8_0, BF16, ...), of GPTQ 2bit, 3bit, 4bit or 8bit, of AWQ 4bit
     #[arg(short, long, visible_alias = "quantization", value_name = "LEVEL")]
     quant_level: String,
     /// Directory for the result, made if it is not there
     #[arg(short, long, value_name = "DIR", default_value = ".", visible_alias = "output")]
     output_dir: PathBuf,
-    /// Name of the result in that directory [default: MODEL-LEVEL.gguf, or a directory MODEL-gptq-LEVEL]
+    /// Name of the result in that directory [default: MODEL-LEVEL.gguf, or a directory MODEL-FORMAT-LEVEL]
     #[arg(short = 'n', long, value_name = "NAME")]
     output_name: Option<String>,
     /// Overwrite the result if it exists
@@ -62,18 +68,25 @@ enum OutputFormat {
     Gguf,
     /// A directory that transformers, vLLM and others load
     Gptq,
+    /// The same with channels scaled before they are rounded
+    Awq,
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let Args { common, gguf, gptq, data } = args;
+    let Args { common, gguf, layerwise, gptq, awq, data } = args;
     match common.output_format {
         OutputFormat::Gguf => {
-            refuse(&[gptq.given(), data_given(data)].concat(), "quantization to GGUF")?;
+            let others = [layerwise.given(), gptq.given(), awq.given(), data_given(data)].concat();
+            refuse(&others, "quantization to GGUF")?;
             gguf::run(common, gguf, global, output, terminal)
         }
         OutputFormat::Gptq => {
-            refuse(&gguf.given(), "GPTQ")?;
-            gptq::run(common, gptq, data, global, output, terminal)
+            refuse(&[gguf.given(), awq.given()].concat(), "GPTQ")?;
+            gptq::run(common, layerwise, gptq, data, global, output, terminal)
+        }
+        OutputFormat::Awq => {
+            refuse(&[gguf.given(), gptq.given()].concat(), "AWQ")?;
+            awq::run(common, layerwise, awq, data, global, output, terminal)
         }
     }
 }

@@ -36,6 +36,14 @@ impl Container {
         }
     }
 
+    /// The name of the method.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Container::Gptq(_) => "GPTQ",
+            Container::Awq(_) => "AWQ",
+        }
+    }
+
     fn to_json(&self, layers: &Layers) -> Value {
         match self {
             Container::Gptq(config) => config.to_json(layers),

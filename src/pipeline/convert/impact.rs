@@ -43,8 +43,8 @@ pub(super) fn expected(source: Format, target: &Target) -> Impact {
             GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => return Impact::Rounding,
             ty => ty.block_bytes() as f64 * 8.0 / ty.block_len() as f64,
         },
-        Target::Gptq(config) => f64::from(config.grid.bits),
-        Target::Awq => 4.0,
+        Target::Gptq(config) => f64::from(config.options.grid.bits),
+        Target::Awq(_) => 4.0,
     };
     match (source, target) {
         _ if bits >= 8.0 => Impact::Small,
@@ -52,7 +52,7 @@ pub(super) fn expected(source: Format, target: &Target) -> Impact {
         (Format::Hf, _) if bits > 5.0 => Impact::Small,
         (Format::Hf, _) => Impact::Medium,
         // The same kind of grid: most weights lie on it already, or near.
-        (Format::Gptq | Format::Awq, Target::Gptq(_) | Target::Awq) => Impact::Small,
+        (Format::Gptq | Format::Awq, Target::Gptq(_) | Target::Awq(_)) => Impact::Small,
         (_, Target::Gguf(_)) if bits > 6.0 => Impact::Small,
         (_, Target::Gguf(_)) => Impact::Medium,
         (_, _) => Impact::Large,

@@ -10,6 +10,7 @@ use crate::format::gguf::blocks::{self, Simd};
 use crate::pipeline::model::OpenModel;
 use crate::progress::{Progress, Unit};
 use crate::source::dense::Dense;
+use crate::source::folded::{Folded, Moved};
 
 /// Weights that are in memory at a time, of source and result each: about so many.
 const COMPARED: usize = 1 << 22;
@@ -45,24 +46,27 @@ pub struct TensorError {
     pub bits: f64,
 }
 
-/// Compares every tensor of `result` with that of `source`. Sums are taken in a fixed order.
+/// Compares every tensor of `result` with that of `source`, in which the same factors are `moved` as before it was quantized:
+/// they cancel out in what the model computes, and are no error. Sums are taken in a fixed order.
 ///
 /// # Errors
 /// `Invalid` if the result has a tensor that the source does not have, or not in this shape.
 pub(super) fn compare(
     source: &OpenModel,
+    moved: Moved,
     result: &OpenModel,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<WeightErrors> {
     let names = pairs(source, result)?;
+    let meant = Folded::with(&*source.weights, moved);
     let weights =
         |name: &str| result.weights.shape(name).unwrap_or_default().iter().product::<usize>() as u64;
     let total: u64 = names.iter().map(|(name, _)| weights(name)).sum();
     progress.begin("Comparing weights", total, Unit::Weights);
     let compared = names.iter().map(|(name, other)| {
         progress.item(name);
-        let sums = tensor(&*source.weights, other, &*result.weights, name, cancel)?;
+        let sums = tensor(&meant, other, &*result.weights, name, cancel)?;
         progress.advance(weights(name));
         Ok((name, other, sums))
     });

@@ -13,8 +13,9 @@ use std::time::Instant;
 
 use super::detect::{Detected, Format, detect};
 use super::evaluate::{self, TextConfig, in_pool};
+use super::layerwise::Options;
 use super::model::{OpenModel, Origin, packed};
-use super::{gguf, gptq};
+use super::{awq, gguf, gptq};
 use crate::arch::decoder::Compute;
 use crate::atomic::{Staged, refuse_existing_output};
 use crate::calib::rows::{Limits, Rows};
@@ -22,6 +23,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::source::Need;
+use crate::source::folded::Moved;
 use crate::source::safetensors::FloatType;
 use crate::source::tokenizer::encoder::Encoder;
 use carry::{CarryOver, To};
@@ -65,8 +67,8 @@ pub enum Target {
     Gguf(Box<gguf::Config>),
     /// A GPTQ directory; its `output` and `force` do not count here.
     Gptq(Box<gptq::Config>),
-    /// An AWQ directory.
-    Awq,
+    /// An AWQ directory; its `output` and `force` do not count here.
+    Awq(Box<awq::Config>),
     /// A directory of weights in this type; none for that of the source's own floats.
     Hf(Option<FloatType>),
 }
@@ -76,7 +78,7 @@ impl Target {
         match self {
             Target::Gguf(_) => Format::Gguf,
             Target::Gptq(_) => Format::Gptq,
-            Target::Awq => Format::Awq,
+            Target::Awq(_) => Format::Awq,
             Target::Hf(_) => Format::Hf,
         }
     }
@@ -85,8 +87,8 @@ impl Target {
     fn level(&self) -> Option<String> {
         match self {
             Target::Gguf(config) => Some(config.level.name.to_owned()),
-            Target::Gptq(config) => Some(format!("{}bit", config.grid.bits)),
-            Target::Awq => Some("4bit".to_owned()),
+            Target::Gptq(config) => Some(format!("{}bit", config.options.grid.bits)),
+            Target::Awq(_) => Some("4bit".to_owned()),
             Target::Hf(_) => None,
         }
     }
@@ -111,7 +113,7 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
     let opened = open(found, &config.ignore_config, progress)?;
     let original = original::original(&opened);
     let carried = in_pool(config.threads, || match (&config.target, from, config.carry_over) {
-        (Target::Awq, Format::Gptq, Some(wanted)) => {
+        (Target::Awq(_), Format::Gptq, Some(wanted)) => {
             carry_over(&opened, To::Awq, wanted, &config.ignore_config, &output, progress, cancel)
         }
         (Target::Gptq(_), Format::Awq, Some(wanted)) => {
@@ -129,9 +131,10 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
     if impact >= Impact::Small {
         progress.warn(&warning(from, format, impact, &better));
     }
-    if !carried {
-        make(config.target, opened, dtype, &output, config.rows, config.threads, progress, cancel)?;
-    }
+    let moved = match carried {
+        true => Moved::default(),
+        false => make(config.target, opened, dtype, &output, config.rows, config.threads, progress, cancel)?,
+    };
 
     let source = open(
         detect(&config.source, Need::Weights, cancel, progress)?,
@@ -139,7 +142,7 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
         &Quiet(progress),
     )?;
     let made = OpenModel::open(&path_text(&output)?, &config.ignore_config, cancel, &Quiet(progress))?;
-    let weights = in_pool(config.threads, || measure::compare(&source, &made, progress, cancel))?;
+    let weights = in_pool(config.threads, || measure::compare(&source, moved, &made, progress, cancel))?;
     if carried && !weights.identical {
         return Err(Error::new(
             Kind::Invalid,
@@ -241,7 +244,7 @@ fn carry_over(
     }
 }
 
-/// Makes the result by the target's own quantizer.
+/// Makes the result by the target's own quantizer. Returns the factors that were moved between the source's tensors before.
 #[allow(
     clippy::too_many_arguments,
     reason = "a model, what to make of it, with what, where to, and where to report"
@@ -255,7 +258,7 @@ fn make(
     threads: usize,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<Moved> {
     match target {
         Target::Gguf(config) => {
             let config = gguf::Config { output: output.to_owned(), force: false, ..*config };
@@ -265,23 +268,26 @@ fn make(
             };
             let job = gguf::Job::of(&source, model, weights, file_bytes, config, progress)?;
             job.preflight()?;
-            job.run(progress, cancel).map(|_| ())
+            job.run(progress, cancel).map(|_| Moved::default())
         }
         Target::Gptq(config) => {
-            let config = gptq::Config { output: output.to_owned(), force: false, ..*config };
-            let job = gptq::Job::of(opened, config, progress)?;
+            let options = Options { output: output.to_owned(), force: false, ..config.options };
+            let job = gptq::Job::of(opened, gptq::Config { options, ..*config }, progress)?;
             job.preflight()?;
-            let rows = rows(job.encoder(), job.limits())?;
-            job.run(&rows, progress, cancel).map(|_| ())
+            let rows = rows(job.plan().encoder(), job.plan().limits())?;
+            job.run(&rows, progress, cancel).map(|_| Moved::default())
         }
-        Target::Awq => Err(Error::new(
-            Kind::Unsupported,
-            "weights cannot be quantized to AWQ yet; codes of GPTQ with 4 bits and without act-order can be carried over",
-        )
-        .hint("Convert to gptq, gguf or hf.")),
+        Target::Awq(config) => {
+            let options = Options { output: output.to_owned(), force: false, ..config.options };
+            let job = awq::Job::of(opened, awq::Config { options, ..*config }, progress)?;
+            job.preflight()?;
+            let rows = rows(job.plan().encoder(), job.plan().limits())?;
+            job.run(&rows, progress, cancel).map(|(_, moved)| moved)
+        }
         Target::Hf(_) => {
             let dtype = dtype.expect("it is chosen for this target");
-            in_pool(threads, || export::export(&opened, dtype, output, progress, cancel))
+            in_pool(threads, || export::export(&opened, dtype, output, progress, cancel))?;
+            Ok(Moved::default())
         }
     }
 }

@@ -63,19 +63,36 @@ impl OpenModel {
     /// # Errors
     /// As [`OpenModel::open`].
     pub fn of(source: SourceModel, ignore_config: &[String], progress: &dyn Progress) -> Result<OpenModel> {
-        let (model, weights, format, file_bytes): (Model, Box<dyn Dense>, _, _) =
-            match packed::open(&source, ignore_config)? {
-                Some((model, weights)) => {
-                    let (method, bytes) = (weights.scheme().method, weights.tensors().file_bytes());
-                    (model, Box::new(weights), method, bytes)
-                }
-                None => {
-                    let model = Model::read(source.config()?, ignore_config)?;
-                    let tensors = Tensors::open(source.dir())?;
-                    let bytes = tensors.file_bytes();
-                    (model, Box::new(tensors), "hf", bytes)
-                }
-            };
+        let Some((model, weights)) = packed::open(&source, ignore_config)? else {
+            return OpenModel::unquantized(source, ignore_config, progress);
+        };
+        let (method, bytes) = (weights.scheme().method, weights.tensors().file_bytes());
+        OpenModel::with(source, model, Box::new(weights), method, bytes, progress)
+    }
+
+    /// The same of a directory whose weights are not quantized.
+    ///
+    /// # Errors
+    /// As [`OpenModel::open`].
+    pub fn unquantized(
+        source: SourceModel,
+        ignore_config: &[String],
+        progress: &dyn Progress,
+    ) -> Result<OpenModel> {
+        let model = Model::read(source.config()?, ignore_config)?;
+        let tensors = Tensors::open(source.dir())?;
+        let bytes = tensors.file_bytes();
+        OpenModel::with(source, model, Box::new(tensors), "hf", bytes, progress)
+    }
+
+    fn with(
+        source: SourceModel,
+        model: Model,
+        weights: Box<dyn Dense>,
+        format: &'static str,
+        file_bytes: u64,
+        progress: &dyn Progress,
+    ) -> Result<OpenModel> {
         model.warnings.iter().for_each(|w| progress.warn(w));
         let encoder = Encoder::open(source.dir())?;
         let name = source.name()?;
