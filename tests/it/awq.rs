@@ -108,9 +108,8 @@ fn a_checkpoint_is_written_and_reported() {
 /// A factor that is not moved into each consumer makes another model: the loss would not be that of rounding.
 #[test]
 fn every_family_loses_no_more_than_with_gptq() {
-    // The tokenizer of this small Gemma 2 begins every text with a token that the model does not have; Gemma 3 has the same
-    // norms and more.
-    for name in MODELS.into_iter().filter(|name| *name != "gemma2") {
+    // The tokenizer of the small Gemma 2 has a token more than the model; that it is folded right is tested by itself.
+    for name in MODELS.iter().filter(|name| **name != "gemma2") {
         let source = model(name);
         let loss = |format: &str, extra: &[&str]| {
             let out = Out::new();
