@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use llm_quantize::Result;
 use llm_quantize::arch::decoder::{Compute, Hidden};
 use llm_quantize::cancel::Cancel;
+use llm_quantize::pipeline::memory;
 use llm_quantize::pipeline::model::OpenModel;
 use llm_quantize::progress::Silent;
 
@@ -16,6 +17,7 @@ use llm_quantize::progress::Silent;
 const HEAD_ROWS: usize = 8192;
 
 fn main() -> Result<()> {
+    memory::keep_freed();
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let option = |name: &str, default: usize| {
         let at = args.iter().position(|a| a == name);

@@ -2,6 +2,7 @@
 //! to the disk, then renamed.
 
 mod dir;
+mod staged;
 
 use std::fs::{self, File};
 use std::io;
@@ -9,10 +10,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Kind, Result};
+use dir::rename as rename_dir;
 pub use dir::{AtomicDir, refuse_existing_dir};
+pub use staged::{Staged, refuse_existing_output};
 
 /// How names of files that are being written end.
 const TEMPORARY: &str = ".tmp";
@@ -83,19 +86,29 @@ impl AtomicFile {
     /// Gives the file, which must have been synced, its name, and makes that last too.
     pub fn commit(self) -> Result<()> {
         let AtomicFile { temp, target, force } = self;
-        if force {
-            temp.persist(&target)
-                .map_err(|e| Error::output(format!("cannot rename to {}", target.display()), e.error))?;
-        } else {
-            temp.persist_noclobber(&target).map_err(|e| match e.error.kind() {
-                io::ErrorKind::AlreadyExists => exists(&target),
-                _ => Error::output(format!("cannot rename to {}", target.display()), e.error),
-            })?;
-        }
-        let dir = directory(&target);
-        let synced = File::open(dir).and_then(|d| d.sync_all());
-        synced.map_err(|e| Error::output(format!("cannot flush the directory {}", dir.display()), e))
+        persist(temp.into_temp_path(), &target, force)
     }
+}
+
+/// Gives a file that is on the disk its name.
+fn persist(temp: TempPath, target: &Path, force: bool) -> Result<()> {
+    if force {
+        temp.persist(target)
+            .map_err(|e| Error::output(format!("cannot rename to {}", target.display()), e.error))?;
+    } else {
+        temp.persist_noclobber(target).map_err(|e| match e.error.kind() {
+            io::ErrorKind::AlreadyExists => exists(target),
+            _ => Error::output(format!("cannot rename to {}", target.display()), e.error),
+        })?;
+    }
+    sync_parent(target)
+}
+
+/// Makes the name of a file or directory last.
+fn sync_parent(target: &Path) -> Result<()> {
+    let dir = directory(target);
+    let synced = File::open(dir).and_then(|d| d.sync_all());
+    synced.map_err(|e| Error::output(format!("cannot flush the directory {}", dir.display()), e))
 }
 
 /// Refuses an output that exists unless it may be overwritten. A directory is never overwritten by a file.

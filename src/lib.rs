@@ -1,4 +1,5 @@
-//! Quantizes Hugging Face language models: to GGUF, byte for byte as llama.cpp does, and to GPTQ; and measures what was lost.
+//! Quantizes Hugging Face language models: to GGUF, byte for byte as llama.cpp does, and to GPTQ and AWQ; and measures what was
+//! lost.
 //!
 //! Data goes one way: [`source`] reads the model, [`arch`] understands it and computes it, [`calib`] turns texts into tokens
 //! and activations into statistics, [`quant`] solves for codes, [`mod@format`] encodes, writes and reads containers, [`eval`]

@@ -1,6 +1,7 @@
 //! The model families, each as data in one file.
 
 pub mod decoder;
+pub mod fold;
 mod gemma2;
 mod gemma3;
 pub mod hyper;
@@ -18,6 +19,7 @@ mod tensors;
 
 use crate::error::{Error, Kind, Result};
 use crate::source::config::Config;
+pub use fold::Fold;
 pub use hyper::Hyper;
 pub use spec::ArchSpec;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{check_space, directory, exists, reserve, umask};
+use super::{check_space, directory, exists, reserve, sync_parent, umask};
 use crate::error::{Error, Kind, Result};
 
 /// A directory that is being filled under a temporary name beside its target. Dropped without [`AtomicDir::commit`], it
@@ -83,18 +83,21 @@ impl AtomicDir {
             File::open(entry.path()).and_then(|file| file.sync_all()).map_err(unflushed)?;
         }
         File::open(temp.path()).and_then(|dir| dir.sync_all()).map_err(unflushed)?;
-        refuse_existing_dir(&target, force)?;
-        let unnamed = |e: io::Error| Error::output(format!("cannot rename to {}", target.display()), e);
-        match fs::rename(temp.path(), &target) {
-            Ok(()) => {}
-            Err(e) if is_full(&e) && force => exchange(temp.path(), &target).map_err(unnamed)?,
-            Err(e) if is_full(&e) => return Err(exists(&target)),
-            Err(e) => return Err(unnamed(e)),
-        }
-        let parent = directory(&target);
-        let synced = File::open(parent).and_then(|dir| dir.sync_all());
-        synced.map_err(|e| Error::output(format!("cannot flush the directory {}", parent.display()), e))
+        rename(temp.path(), &target, force)
     }
+}
+
+/// Gives a directory that is on the disk its name. What it replaces is left in its place, to be deleted.
+pub(super) fn rename(dir: &Path, target: &Path, force: bool) -> Result<()> {
+    refuse_existing_dir(target, force)?;
+    let unnamed = |e: io::Error| Error::output(format!("cannot rename to {}", target.display()), e);
+    match fs::rename(dir, target) {
+        Ok(()) => {}
+        Err(e) if is_full(&e) && force => exchange(dir, target).map_err(unnamed)?,
+        Err(e) if is_full(&e) => return Err(exists(target)),
+        Err(e) => return Err(unnamed(e)),
+    }
+    sync_parent(target)
 }
 
 /// Refuses an output directory that exists, unless it is empty or, with `force`, holds a model and nothing else.

@@ -36,7 +36,7 @@ pub struct BlockRows<'a> {
 pub enum Batch {
     /// What fits the cache of a core; calls come from all threads.
     Core,
-    /// As much as there is; calls come one after the other.
+    /// Some million weights; calls come from all threads.
     All,
 }
 

@@ -135,7 +135,7 @@ fn judge(args: &Args, found: &Evaluation) -> Result<()> {
     Ok(())
 }
 
-fn limit(text: &str) -> Result<f64, String> {
+pub(super) fn limit(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|x| *x >= 0.0).ok_or_else(|| "not a number from 0 on".into())
 }
 

@@ -42,6 +42,13 @@ fn describe(i: &Inspection) -> String {
     line("Vocab Size", number(i.vocab_size));
     line("Dtype", Some(i.torch_dtype.clone()));
     line("Size", (i.file_size > 0).then(|| size(i.file_size)));
+    line("Tokenizer", i.tokenizer.clone());
+    if let Some(plain) = &i.plain {
+        line("Bits/Weight", Some(format!("{:.2}", plain.bits_per_weight)));
+        for (name, (count, bytes)) in &plain.types {
+            line("Tensors", Some(format!("{name:<8} {count:>5} {:>10}", size(*bytes))));
+        }
+    }
     if let Some(q) = &i.quantization {
         line("Quantized", Some(q.method.to_uppercase()));
         line("Bits", number(q.bits.map(u64::from)));
@@ -67,7 +74,7 @@ fn describe(i: &Inspection) -> String {
         line("Bits/Weight", Some(format!("{:.2}", g.bits_per_weight)));
         line("Context", number(g.context_length));
         line("Experts", number(g.expert_count));
-        line("Tokenizer", g.tokenizer.clone());
+        line("Files", (g.files > 1).then(|| g.files.to_string()));
         line("Imatrix", g.imatrix.clone());
         for (name, (count, bytes)) in &g.types {
             line("Tensors", Some(format!("{name:<8} {count:>5} {:>10}", size(*bytes))));

@@ -3,6 +3,7 @@
 mod analyze;
 mod checkpoints;
 mod compute;
+mod convert;
 pub mod data;
 mod evaluate;
 mod info;
@@ -18,6 +19,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::backend::DeviceName;
 use crate::cancel::Cancel;
 use crate::error::{Kind, Result};
+use crate::pipeline::memory;
 use output::Output;
 use terminal::Terminal;
 
@@ -44,6 +46,7 @@ const EXIT_CODES: &str = "\
 Examples:
   llm-quantize quantize ./Llama-3.1-8B-Instruct gguf -q Q4_K_M
   llm-quantize quantize Qwen/Qwen2.5-7B-Instruct gguf -q Q5_K_M --imatrix imatrix.gguf
+  llm-quantize convert model-Q4_K_M.gguf hf -o out
   llm-quantize evaluate ./Llama-3.1-8B-Instruct --data wiki.test.raw
   llm-quantize analyze importance ./Llama-3.1-8B-Instruct -o imatrix.gguf
   llm-quantize info model-Q4_K_M.gguf
@@ -105,6 +108,7 @@ enum Verbosity {
 #[derive(Debug, Subcommand)]
 enum Command {
     Quantize(Box<quantize::Args>),
+    Convert(Box<convert::Args>),
     Evaluate(Box<evaluate::Args>),
     Analyze(analyze::Args),
     Info(info::Args),
@@ -112,6 +116,7 @@ enum Command {
 
 /// Parses the arguments, runs the command and gives the exit code.
 pub fn main() -> ExitCode {
+    memory::keep_freed();
     let cli = Cli::parse();
     let output = Output::new(cli.global.format, cli.global.verbosity);
     start_logs(cli.global.verbosity);
@@ -137,6 +142,7 @@ fn run(cli: &Cli, output: &Output, terminal: &Terminal) -> Result<()> {
     let device = cli.global.device()?;
     match &cli.command {
         Command::Quantize(args) => quantize::run(args, &cli.global, output, terminal),
+        Command::Convert(args) => convert::run(args, &cli.global, output, terminal),
         Command::Evaluate(args) => {
             device.cpu_only("evaluate")?;
             evaluate::run(args, &cli.global, output, terminal)

@@ -7,12 +7,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
 use crate::atomic::AtomicDir;
 use crate::error::{Error, Kind, Result};
+use crate::source::dense::not_finite;
+use crate::source::safetensors::FloatType;
 
 /// Bytes of tensors per file, unless asked otherwise; that of `save_pretrained`.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
@@ -186,6 +189,38 @@ impl ShardWriter {
             .write_all_at(bytes, place.start + *written)
             .map_err(|e| unwritable(&self.layout.shards[place.shard].name, e))?;
         *written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the next values of a tensor, rounded to the type that it has.
+    ///
+    /// # Errors
+    /// `Invalid` if a value is not finite, or beyond the range of float16.
+    ///
+    /// # Panics
+    /// As [`ShardWriter::write`].
+    pub fn write_floats(&mut self, name: &str, dtype: FloatType, values: &[f32]) -> Result<()> {
+        // Large tensors go in pieces, so that there is no second copy of them.
+        for piece in values.chunks(1 << 20) {
+            if !piece.iter().all(|value| value.is_finite()) {
+                return Err(not_finite(name));
+            }
+            let bytes: Vec<u8> = match dtype {
+                FloatType::F32 => piece.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                FloatType::BF16 => piece.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+                FloatType::F16 => {
+                    let halves: Vec<f16> = piece.iter().map(|v| f16::from_f32(*v)).collect();
+                    if let Some(i) = halves.iter().position(|half| !half.is_finite()) {
+                        return Err(Error::new(
+                            Kind::Invalid,
+                            format!("tensor {name} holds {}, which is beyond float16", piece[i]),
+                        ));
+                    }
+                    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
+                }
+            };
+            self.write(name, &bytes)?;
+        }
         Ok(())
     }
 

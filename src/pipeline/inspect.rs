@@ -8,12 +8,16 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cancel::Cancel;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::format::gguf::level::Level;
-use crate::format::gguf::reader::{MAGIC, Reader};
+use crate::format::packed::config::Stated;
+use crate::pipeline::detect::{Found, find};
+use crate::pipeline::model::gguf::files::Files;
 use crate::progress::Progress;
 use crate::source::config::Config;
 use crate::source::safetensors::Tensors;
+use crate::source::tokenizer::load_vocab;
+use crate::source::vocab::VocabModel;
 use crate::source::{Need, SourceModel};
 pub use quantization::{PackedWeights, Quantization};
 
@@ -40,6 +44,12 @@ pub struct Inspection {
     pub format: &'static str,
     /// Bytes of the weight files.
     pub file_size: u64,
+    /// The tokenizer's kind and pre-tokenizer, as GGUF calls them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// More about an unquantized checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain: Option<PlainWeights>,
     /// Whether `quantize` takes the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub supported: Option<bool>,
@@ -51,11 +61,37 @@ pub struct Inspection {
     pub gguf: Option<Gguf>,
 }
 
+/// The weights of an unquantized checkpoint.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlainWeights {
+    /// Bits per weight over all tensors.
+    pub bits_per_weight: f64,
+    /// Per type the number of tensors and their bytes.
+    pub types: BTreeMap<&'static str, (usize, u64)>,
+}
+
+impl PlainWeights {
+    fn new(tensors: &Tensors) -> PlainWeights {
+        let mut types: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+        let (mut weights, mut bytes) = (0u64, 0u64);
+        for (_, info) in tensors.iter() {
+            let size = (info.len() * info.dtype.bytes()) as u64;
+            let entry = types.entry(info.dtype.name()).or_default();
+            *entry = (entry.0 + 1, entry.1 + size);
+            weights += info.len() as u64;
+            bytes += size;
+        }
+        PlainWeights { bits_per_weight: bytes as f64 * 8.0 / weights.max(1) as f64, types }
+    }
+}
+
 /// What only a GGUF file has.
 #[derive(Clone, Debug, Serialize)]
 pub struct Gguf {
     /// Version of the container.
     pub version: u32,
+    /// Files that it is in.
+    pub files: usize,
     /// Level by `general.file_type`.
     pub level: Option<&'static str>,
     /// Bits per weight over all tensors.
@@ -64,8 +100,6 @@ pub struct Gguf {
     pub tensors: usize,
     /// Per type the number of tensors and their bytes.
     pub types: BTreeMap<&'static str, (usize, u64)>,
-    /// `tokenizer.ggml.model` and `.pre`.
-    pub tokenizer: Option<String>,
     /// Trained context length.
     pub context_length: Option<u64>,
     /// Number of experts of a mixture.
@@ -76,15 +110,13 @@ pub struct Gguf {
 
 /// Looks at a directory, a name on the Hub or a `.gguf` file.
 pub fn inspect(model: &str, cancel: &Cancel, progress: &dyn Progress) -> Result<Inspection> {
-    let path = Path::new(model);
-    if path.is_file() {
-        return inspect_file(path);
+    match find(model, Need::Description, cancel, progress)? {
+        Found::Gguf(path) => inspect_file(&path),
+        Found::Directory(source, stated) => inspect_checkpoint(&source, stated.as_ref()),
     }
-    let source = SourceModel::open(model, Need::Description, cancel, progress)?;
-    inspect_checkpoint(&source)
 }
 
-fn inspect_checkpoint(source: &SourceModel) -> Result<Inspection> {
+fn inspect_checkpoint(source: &SourceModel, stated: Option<&Stated>) -> Result<Inspection> {
     let config = source.config()?;
     let class = config.architecture().unwrap_or("Unknown").to_owned();
     let spec = crate::arch::find(&class);
@@ -93,13 +125,13 @@ fn inspect_checkpoint(source: &SourceModel) -> Result<Inspection> {
         None => config,
     };
     let number = |config: &Config, key: &str| config.opt_usize(key).map(|n| n.map(|n| n as u64));
-    let quantization = quantization::inspect(source, &config)?;
+    let quantization = stated.map(|stated| quantization::inspect(source, stated)).transpose()?;
     // A Hub model is looked at without its weights.
     let plain = source.has_weights() && quantization.is_none();
     let tensors = if plain { Some(Tensors::open(source.dir())?) } else { None };
     let packed = quantization.as_ref().and_then(|q| q.weights.as_ref());
-    let stated = ["dtype", "torch_dtype"].iter().find_map(|key| config.opt_str(key).ok().flatten());
-    let dtype = match (&tensors, stated) {
+    let stated_dtype = ["dtype", "torch_dtype"].iter().find_map(|key| config.opt_str(key).ok().flatten());
+    let dtype = match (&tensors, stated_dtype) {
         (Some(tensors), _) => {
             let mut by_type: BTreeMap<&str, usize> = BTreeMap::new();
             tensors.iter().for_each(|(_, t)| *by_type.entry(t.dtype.name()).or_default() += t.len());
@@ -130,26 +162,34 @@ fn inspect_checkpoint(source: &SourceModel) -> Result<Inspection> {
             None => packed.map_or(0, |weights| weights.file_bytes),
         },
         supported: Some(spec.is_some() && quantization.is_none()),
+        tokenizer: spec.and_then(|spec| tokenizer_of(source, spec)),
+        plain: tensors.as_ref().map(PlainWeights::new),
         quantization,
         gguf: None,
     })
 }
 
+/// The tokenizer as GGUF would call it; none if its files are not there or not understood.
+fn tokenizer_of(source: &SourceModel, spec: &crate::arch::ArchSpec) -> Option<String> {
+    let vocab = load_vocab(source.dir(), spec.vocab, None).ok()?;
+    let model = match vocab.model {
+        VocabModel::ByteLevelBpe { .. } => "gpt2",
+        VocabModel::SentencePiece { .. } => "llama",
+    };
+    Some(format!("{model} ({})", vocab.pre))
+}
+
 fn inspect_file(path: &Path) -> Result<Inspection> {
-    let mut magic = [0; 4];
-    let read = std::fs::File::open(path).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut magic));
-    if read.is_err() || &magic != MAGIC {
-        return Err(Error::new(Kind::Invalid, format!("{} is not a GGUF file", path.display()))
-            .hint("info takes a .gguf file, the directory of a Hugging Face model, or org/name."));
-    }
-    let reader = Reader::open(path)?;
-    let meta = reader.metadata();
+    let files = Files::open(path)?;
+    let meta = files.metadata();
     let text = |key: &str| meta.get(key).and_then(|v| v.as_str()).map(str::to_owned);
     let arch = text("general.architecture").unwrap_or_else(|| "Unknown".into());
     let number = |key: &str| meta.get(&format!("{arch}.{key}")).and_then(|v| v.as_u64());
     let mut types: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     let (mut weights, mut bytes) = (0u64, 0u64);
-    for t in reader.tensors() {
+    let mut tensors = 0;
+    for t in files.tensors() {
+        tensors += 1;
         let entry = types.entry(t.ty.name()).or_default();
         *entry = (entry.0 + 1, entry.1 + t.bytes());
         weights += t.len();
@@ -169,23 +209,25 @@ fn inspect_file(path: &Path) -> Result<Inspection> {
         vocab_size: vocab,
         torch_dtype: most.into(),
         format: "gguf",
-        file_size: reader.file_bytes(),
+        file_size: files.bytes(),
         supported: None,
+        tokenizer: text("tokenizer.ggml.model").map(|model| match text("tokenizer.ggml.pre") {
+            Some(pre) => format!("{model} ({pre})"),
+            None => model,
+        }),
+        plain: None,
         quantization: None,
         gguf: Some(Gguf {
-            version: reader.header().version,
+            version: files.version(),
+            files: files.count(),
             level: meta
                 .get("general.file_type")
                 .and_then(|v| v.as_u64())
                 .and_then(|n| Level::from_file_type(u32::try_from(n).ok()?))
                 .map(|l| l.name),
             bits_per_weight: if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 },
-            tensors: reader.tensors().len(),
+            tensors,
             types,
-            tokenizer: text("tokenizer.ggml.model").map(|model| match text("tokenizer.ggml.pre") {
-                Some(pre) => format!("{model} ({pre})"),
-                None => model,
-            }),
             context_length: number("context_length"),
             expert_count: number("expert_count"),
             imatrix: text("quantize.imatrix.file"),

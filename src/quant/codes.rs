@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use super::scale_search::stored;
+
 /// The grid that the weights of a linear layer are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Grid {
@@ -183,6 +185,21 @@ impl QuantizedLinear {
         self.g_idx.as_ref().map_or(i / self.grid.group_size, |g_idx| g_idx[i] as usize)
     }
 
+    /// Divides the weights of some outputs, from `first` on, by dividing their scales; codes stay. Scales are rounded to float16
+    /// anew, so that weights are within 2^-11 of the quotients.
+    ///
+    /// # Panics
+    /// If there are no such outputs.
+    pub fn divide_rows(&mut self, first: usize, divisors: &[f32]) {
+        let groups = self.groups();
+        let scales = &mut self.scales[first * groups..(first + divisors.len()) * groups];
+        for (scales, divisor) in scales.chunks_exact_mut(groups).zip(divisors) {
+            for scale in scales {
+                *scale = f16::from_f32(stored(scale.to_f32() / divisor));
+            }
+        }
+    }
+
     /// The weights, `[out_features, in_features]` row-major. Exact: a scale of 11 bits times a difference of 9 fits float32.
     pub fn dequantize(&self) -> Vec<f32> {
         let mut weights = vec![0.0; self.codes.len()];
@@ -237,6 +254,15 @@ mod tests {
         assert_eq!(new(&[0, 0, 1, 1]).unwrap().g_idx(), None, "the trivial order is not kept");
         assert_eq!(new(&[0, 0, 1, 2]), Err(CodesError::Group { input: 3, group: 2, groups: 2 }));
         assert!(matches!(new(&[0, 0, 1]), Err(CodesError::Count { .. })));
+    }
+
+    #[test]
+    fn rows_are_divided_by_their_scales() {
+        let scales = [1.0, 2.0, 4.0].map(f16::from_f32).to_vec();
+        let mut q = QuantizedLinear::new([3, 2], GRID, vec![1; 6], scales, vec![0; 3], None).unwrap();
+        q.divide_rows(1, &[4.0, 1e9]);
+        assert_eq!(q.dequantize()[..4], [1.0, 1.0, 0.5, 0.5]);
+        assert!(q.scales()[2].to_f32() > 0.0, "a scale is never zero");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The Gram matrix of what goes into a linear layer: all that second-order methods need to know of calibration.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::gemm::{View, multiply};
@@ -58,6 +60,25 @@ impl Gram {
     pub fn is_finite(&self) -> bool {
         // A value that is not finite also makes the sum of its channel's squares so.
         self.diagonal().iter().all(|v| v.is_finite())
+    }
+
+    /// That of the inputs divided by one number per channel.
+    ///
+    /// # Panics
+    /// If there are more or fewer divisors than channels.
+    pub fn divided(mut self, divisors: &[f32]) -> Gram {
+        assert_eq!(divisors.len(), self.size, "one divisor per channel");
+        let factors: Vec<f32> = divisors.iter().map(|d| d.recip()).collect();
+        self.values.par_chunks_exact_mut(self.size).zip(&factors).for_each(|(row, factor)| {
+            row.iter_mut().zip(&factors).for_each(|(v, other)| *v *= factor * other);
+        });
+        self
+    }
+
+    /// The part of some neighbouring channels, `[channels, channels]`, symmetric to the bit.
+    pub(super) fn block(&self, channels: Range<usize>) -> Vec<f32> {
+        let at = |i: usize, j: usize| self.values[i.min(j) * self.size + i.max(j)];
+        channels.clone().flat_map(|i| channels.clone().map(move |j| at(i, j))).collect()
     }
 
     /// The whole matrix, `[size, size]`, symmetric to the bit.
@@ -120,6 +141,26 @@ mod tests {
         let x = inputs(300, 500);
         let one = on(1, &x, 500);
         assert!(one == on(2, &x, 500) && one == on(7, &x, 500));
+    }
+
+    #[test]
+    fn channels_can_be_divided_and_taken_apart() {
+        let x = inputs(50, 30);
+        let divisors: Vec<f32> = (1..=30).map(|i| i as f32 / 8.0).collect();
+        let divided: Vec<f32> =
+            x.chunks_exact(30).flat_map(|row| row.iter().zip(&divisors).map(|(x, d)| x / d)).collect();
+        let gram = |x: &[f32]| {
+            let mut gram = Gram::new(30);
+            gram.add(x);
+            gram
+        };
+        let (found, expected) = (gram(&x).divided(&divisors), gram(&divided).into_symmetric());
+        let block = found.block(10..15);
+        for (i, j) in [(0, 0), (1, 3), (3, 1), (4, 2)] {
+            let expected = expected[(10 + i) * 30 + 10 + j];
+            assert!((block[i * 5 + j] - expected).abs() < 1e-5, "{i} {j}");
+        }
+        assert_eq!(block[8].to_bits(), block[16].to_bits(), "symmetric");
     }
 
     #[test]

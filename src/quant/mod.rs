@@ -1,5 +1,6 @@
 //! Quantization itself: weights and statistics in, codes out. Knows nothing of files.
 
+pub mod awq;
 mod cholesky;
 pub mod codes;
 mod gemm;

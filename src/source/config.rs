@@ -157,6 +157,17 @@ impl Config {
         &self.raw
     }
 
+    /// The file without what it says of a quantization, and without keys of GGUF that have no name in it.
+    pub fn unquantized(&self) -> Value {
+        let mut config = self.raw.clone();
+        for place in ["", "/text_config"] {
+            if let Some(keys) = config.pointer_mut(place).and_then(Value::as_object_mut) {
+                keys.retain(|key, _| key != "quantization_config" && !key.contains('.'));
+            }
+        }
+        config
+    }
+
     /// The name of the model's class, for example `LlamaForCausalLM`.
     pub fn architecture(&self) -> Result<&str> {
         match self.keys.get("architectures") {
@@ -279,6 +290,16 @@ mod tests {
         .unwrap();
         assert_eq!(c.usize("hidden_size").unwrap(), 8);
         assert_eq!(c.unread(), ["logit_scale"]);
+    }
+
+    #[test]
+    fn a_quantization_can_be_left_out() {
+        let c = Config::from_json(
+            json!({"hidden_size": 8, "quantization_config": {"bits": 4}, "transformers.js_config": {},
+            "text_config": {"vocab_size": 3, "quantization_config": {}}}),
+        );
+        let expected = json!({"hidden_size": 8, "text_config": {"vocab_size": 3}});
+        assert_eq!(c.unwrap().unquantized(), expected);
     }
 
     #[test]

@@ -25,6 +25,11 @@ pub trait Dense: Debug + Send + Sync {
         None
     }
 
+    /// The checkpoint that the weights lie in one by one, just as they are, if they do.
+    fn mapped(&self) -> Option<&Tensors> {
+        None
+    }
+
     /// Bits that each of the tensor's weights takes as it is stored, scales and zero points included; none if there is no
     /// such tensor.
     fn bits(&self, name: &str) -> Option<f64>;
@@ -50,6 +55,10 @@ impl Dense for Tensors {
 
     fn float_type(&self, name: &str) -> Option<FloatType> {
         Some(self.get(name)?.dtype)
+    }
+
+    fn mapped(&self) -> Option<&Tensors> {
+        Some(self)
     }
 
     fn bits(&self, name: &str) -> Option<f64> {

@@ -3,10 +3,10 @@
 pub mod card;
 pub mod config;
 pub mod dense;
+pub mod folded;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod mmap;
-pub mod overlay;
 pub mod safetensors;
 pub mod tokenizer;
 pub mod vocab;

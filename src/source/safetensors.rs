@@ -37,6 +37,15 @@ impl FloatType {
         }
     }
 
+    /// The same type in safetensors.
+    pub fn stored(self) -> Dtype {
+        match self {
+            FloatType::F32 => Dtype::F32,
+            FloatType::F16 => Dtype::F16,
+            FloatType::BF16 => Dtype::BF16,
+        }
+    }
+
     /// The name that PyTorch has for it.
     pub fn name(self) -> &'static str {
         match self {

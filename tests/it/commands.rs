@@ -84,7 +84,7 @@ fn info_of_a_file() {
         (&gguf["version"], &gguf["level"], &gguf["tensors"]),
         (&3.into(), &"Q4_K_M".into(), &38.into())
     );
-    assert_eq!((&gguf["tokenizer"], &gguf["context_length"]), (&"gpt2 (gpt-2)".into(), &512.into()));
+    assert_eq!((&found["tokenizer"], &gguf["context_length"]), (&"gpt2 (gpt-2)".into(), &512.into()));
 
     let human = run(&["info", &path]).success().stdout;
     for word in ["Tiny Llama", "Level:         Q4_K_M", "Q6_K", "gpt2 (gpt-2)", "3,672,320"] {

@@ -69,6 +69,38 @@ fn an_evaluation_can_be_stopped() {
     assert!(rest.contains("interrupted"), "{rest}");
 }
 
+/// The result is complete when it is measured, and has no name yet.
+#[test]
+fn a_conversion_can_be_stopped_and_harms_nothing() {
+    let case = Case::large();
+    std::fs::create_dir(case.out()).unwrap();
+    let old = case.out().join("r.gguf");
+    std::fs::write(&old, "old").unwrap();
+    let (source, out, evaluation) =
+        (text(&case.model()), text(&case.out()), text(&data("text/evaluation.txt")));
+    let mut child = program()
+        .args(["convert", &source, "gguf", "-q", "Q8_0", "-o", &out, "-n", "r", "--force"])
+        .args(["--evaluate", "--data", &evaluation])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("Computing") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it never began to compute");
+    }
+    stop(&child, libc::SIGTERM);
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    assert_eq!(
+        (entries(&case.out()), std::fs::read(&old).unwrap()),
+        (vec!["r.gguf".into()], b"old".to_vec())
+    );
+}
+
 #[test]
 fn signals_leave_nothing_behind() {
     let case = Case::large();

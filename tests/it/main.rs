@@ -1,5 +1,7 @@
 //! Tests of the whole program.
 
+/// AWQ checkpoints from the command line.
+mod awq;
 /// What can be wrong with a configuration, a tokenizer, an option or an output.
 mod bad_config;
 /// What can be wrong with weights.
@@ -10,6 +12,8 @@ mod checkpoint;
 mod commands;
 /// GPTQ and AWQ directories.
 mod containers;
+/// From one format to another.
+mod convert;
 /// The program on a GPU.
 #[cfg(feature = "cuda")]
 mod cuda;

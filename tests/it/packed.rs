@@ -61,6 +61,16 @@ pub(crate) fn checkpoint_with(
     wanted: impl Fn(&str) -> bool,
     shard_bytes: u64,
 ) -> Case {
+    checkpoint_of(name, container, |layer| wanted(layer).then_some(grid), shard_bytes)
+}
+
+/// The same with a grid for each layer; none leaves it as it is.
+pub(crate) fn checkpoint_of(
+    name: &str,
+    container: &Container,
+    grid_of: impl Fn(&str) -> Option<Grid>,
+    shard_bytes: u64,
+) -> Case {
     let source = model(name);
     let tensors = Tensors::open(&source).unwrap();
     let is_linear = |name: &str| name.ends_with("_proj.weight") || name.ends_with(".mlp.gate.weight");
@@ -68,17 +78,18 @@ pub(crate) fn checkpoint_with(
     let mut entries = Vec::new();
     for (name, info) in tensors.iter() {
         let bias_of = name.strip_suffix(".bias").filter(|layer| is_linear(&format!("{layer}.weight")));
-        if bias_of.is_some_and(&wanted) {
+        if bias_of.is_some_and(|layer| grid_of(layer).is_some()) {
             continue;
         }
-        entries.push(match is_linear(name) && wanted(&layer(name)) {
-            true => Entry::Linear {
+        let grid = is_linear(name).then(|| grid_of(&layer(name))).flatten();
+        entries.push(match grid {
+            Some(grid) => Entry::Linear {
                 name: layer(name),
                 shape: [info.shape[0], info.shape[1]],
                 grid,
                 bias: tensors.get(&format!("{}.bias", layer(name))).is_some(),
             },
-            false => Entry::Dense {
+            None => Entry::Dense {
                 name: name.into(),
                 dtype: FloatType::F16,
                 shape: info.shape.clone(),

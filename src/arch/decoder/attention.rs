@@ -1,5 +1,7 @@
 //! Causal attention with grouped queries, `LlamaAttention` and its kin in transformers.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::linear::Linear;
@@ -26,6 +28,7 @@ pub(super) struct Attention {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    hidden: usize,
 }
 
 impl Attention {
@@ -60,6 +63,7 @@ impl Attention {
             heads: hyper.heads,
             kv_heads: hyper.kv_heads,
             head_dim: hyper.head_dim,
+            hidden: hyper.hidden,
         })
     }
 
@@ -70,6 +74,23 @@ impl Attention {
                 vec![("attn_q", &self.query), ("attn_k", &self.key), ("attn_v", &self.value)]
             }
             Input::AttentionOutput => vec![("attn_output", &self.output)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The matrices that the weights of a name in GGUF (`attn_q`) are, with their rows of it.
+    pub(super) fn parts(&mut self, stem: &str) -> Vec<(&mut Linear, Range<usize>)> {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match stem {
+            "attn_q" => vec![(&mut self.query, 0..q)],
+            "attn_k" => vec![(&mut self.key, 0..kv)],
+            "attn_v" => vec![(&mut self.value, 0..kv)],
+            "attn_qkv" => vec![
+                (&mut self.query, 0..q),
+                (&mut self.key, q..q + kv),
+                (&mut self.value, q + kv..q + 2 * kv),
+            ],
+            "attn_output" => vec![(&mut self.output, 0..self.hidden)],
             _ => Vec::new(),
         }
     }

@@ -1,5 +1,7 @@
 //! A mixture of experts, `MixtralSparseMoeBlock` and `Qwen3MoeSparseMoeBlock` of transformers.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use super::feed_forward::FeedForward;
@@ -49,6 +51,11 @@ impl Experts {
             Input::ExpertDown(e) => expert(e).map_or(Vec::new(), |[.., down]| vec![("ffn_down_exps", down)]),
             _ => Vec::new(),
         }
+    }
+
+    /// The matrices that the weights of a name in GGUF (`ffn_up_exps`) of one expert are, with their rows of it.
+    pub(super) fn parts(&mut self, stem: &str, expert: usize) -> Vec<(&mut Linear, Range<usize>)> {
+        self.experts.get_mut(expert).map_or(Vec::new(), |expert| expert.parts(stem))
     }
 
     /// `[tokens, hidden]` in and out.

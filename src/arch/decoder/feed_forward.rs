@@ -1,5 +1,7 @@
 //! The gated feed-forward part, `LlamaMLP` and its kin in transformers.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -23,38 +25,62 @@ pub(super) struct FeedForward {
     up: Linear,
     down: Linear,
     activation: Activation,
+    /// Whether gate and up are one matrix in the checkpoint, the gate first.
+    joined: bool,
+    width: usize,
+    hidden: usize,
 }
 
 impl FeedForward {
     /// That of a layer. Without a matrix for the gate, that for `up` holds both, the gate first.
     pub(super) fn load(model: &Model, weights: &Weights<'_>, at: At) -> Result<FeedForward> {
         let n = model.hyper.feed_forward;
-        let (gate, up) = if weights.has("ffn_gate") {
-            (weights.need_linear("ffn_gate", at)?, weights.need_linear("ffn_up", at)?)
-        } else {
+        let joined = !weights.has("ffn_gate");
+        let (gate, up) = if joined {
             (weights.need_rows("ffn_up", 0..n, at)?, weights.need_rows("ffn_up", n..2 * n, at)?)
+        } else {
+            (weights.need_linear("ffn_gate", at)?, weights.need_linear("ffn_up", at)?)
         };
         Ok(FeedForward {
             gate,
             up,
             down: weights.need_linear("ffn_down", at)?,
             activation: model.spec.arithmetic.activation,
+            joined,
+            width: n,
+            hidden: model.hyper.hidden,
         })
     }
 
     /// That of one expert.
     pub(super) fn load_expert(model: &Model, weights: &Weights<'_>, at: At) -> Result<FeedForward> {
+        let down = weights.need_linear("ffn_down_exps", at)?;
         Ok(FeedForward {
             gate: weights.need_linear("ffn_gate_exps", at)?,
             up: weights.need_linear("ffn_up_exps", at)?,
-            down: weights.need_linear("ffn_down_exps", at)?,
+            width: down.inner()?,
+            down,
             activation: model.spec.arithmetic.activation,
+            joined: false,
+            hidden: model.hyper.hidden,
         })
     }
 
     /// Gate, up and down.
     pub(super) fn linears(&self) -> [&Linear; 3] {
         [&self.gate, &self.up, &self.down]
+    }
+
+    /// The matrices that the weights of a name in GGUF (`ffn_up`, or `ffn_up_exps` of an expert) are, with their rows of it.
+    pub(super) fn parts(&mut self, stem: &str) -> Vec<(&mut Linear, Range<usize>)> {
+        let (n, hidden) = (self.width, self.hidden);
+        match stem {
+            "ffn_gate" | "ffn_gate_exps" => vec![(&mut self.gate, 0..n)],
+            "ffn_up" if self.joined => vec![(&mut self.gate, 0..n), (&mut self.up, n..2 * n)],
+            "ffn_up" | "ffn_up_exps" => vec![(&mut self.up, 0..n)],
+            "ffn_down" | "ffn_down_exps" => vec![(&mut self.down, 0..hidden)],
+            _ => Vec::new(),
+        }
     }
 
     /// What goes into down: `[tokens, hidden]` in, `[tokens, feed_forward]` out.

@@ -65,6 +65,30 @@ impl Layer {
         }
     }
 
+    /// Computes with other weights from now on: those of the matrix `blk.{}.STEM.weight` in GGUF, of one expert where there are
+    /// several, `[out, in]` row-major. Matrices that are joined in the checkpoint are replaced together.
+    ///
+    /// # Errors
+    /// `Other` if the layer has no such matrix of this size.
+    pub fn replace(&mut self, stem: &str, expert: usize, weights: &[f32]) -> Result<()> {
+        let parts = match (stem.starts_with("attn_"), &mut self.feed_forward) {
+            (true, _) => self.attention.parts(stem),
+            (false, Part::Dense(part)) => part.parts(stem),
+            (false, Part::Experts(part)) => part.parts(stem, expert),
+        };
+        let rows = parts.last().map_or(0, |(_, rows)| rows.end);
+        if rows == 0 || !weights.len().is_multiple_of(rows) {
+            return Err(Error::new(
+                Kind::Other,
+                format!("the decoder has no matrix {stem} of {} weights", weights.len()),
+            ));
+        }
+        let width = weights.len() / rows;
+        parts.into_iter().try_for_each(|(linear, rows)| {
+            linear.replace(weights[rows.start * width..rows.end * width].to_vec())
+        })
+    }
+
     /// The hidden states after this layer: `[sequences, tokens, hidden]` in and out. `tap` sees what goes into the
     /// matrices.
     ///

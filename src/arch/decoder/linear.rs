@@ -1,10 +1,10 @@
 //! A matrix with or without a bias.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 
 use super::bf16::{self, Packed};
 use super::rows;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// `x * weight^T + bias`.
 #[derive(Debug)]
@@ -35,6 +35,31 @@ impl Linear {
             Weight::Rounded(weight.apply_op1_no_bwd(&Round)?)
         };
         Ok(Linear { weight, bias })
+    }
+
+    /// Takes other weights, `[out, in]` row-major in float32. The bias stays.
+    ///
+    /// # Errors
+    /// `Other` if there are more or fewer of them.
+    pub(super) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
+        let inner = self.inner()?;
+        let shape = (weights.len() / inner.max(1), inner);
+        if shape.0 != self.outer()? {
+            return Err(Error::new(
+                Kind::Other,
+                format!("{} weights for a matrix of {shape:?}", weights.len()),
+            ));
+        }
+        self.weight = Weight::F32(Tensor::from_vec(weights, shape, &Device::Cpu)?);
+        Ok(())
+    }
+
+    /// Number of outputs.
+    fn outer(&self) -> Result<usize> {
+        Ok(match &self.weight {
+            Weight::F32(weight) | Weight::Rounded(weight) => weight.dim(0)?,
+            Weight::Bf16(packed) => packed.out(),
+        })
     }
 
     /// Number of inputs.
@@ -97,8 +122,6 @@ impl CustomOp1 for Round {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     #[test]

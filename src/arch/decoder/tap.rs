@@ -71,8 +71,8 @@ impl LinearId {
         self.rules(spec).map(within).collect()
     }
 
-    /// The rules of the matrices, as far as the family has them.
-    fn rules(self, spec: &ArchSpec) -> impl Iterator<Item = &'static TensorRule> {
+    /// The rules of the matrices, as far as the family has them: those of experts for any of them.
+    pub fn rules(self, spec: &ArchSpec) -> impl Iterator<Item = &'static TensorRule> {
         let names: &[&str] = match self.input {
             Input::Attention => &[
                 "blk.{}.attn_q.weight",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use regex::RegexBuilder;
 
 use super::{Common, not_plain};
-use crate::backend;
+use crate::backend::{self, DeviceName};
 use crate::calib::imatrix::Imatrix;
 use crate::cli::output::{Output, duration, size, thousands};
 use crate::cli::terminal::Terminal;
@@ -23,7 +23,7 @@ use crate::progress::Progress;
 /// Options of GGUF alone
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "GGUF")]
-pub(super) struct GgufOptions {
+pub(in crate::cli) struct GgufOptions {
     /// Importance matrix by `analyze importance` or llama-imatrix, GGUF or .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -48,8 +48,42 @@ pub(super) struct GgufOptions {
 }
 
 impl GgufOptions {
+    /// What they ask for, at a level; where it goes and the rest are to be filled in.
+    ///
+    /// # Errors
+    /// `Usage` for an option that makes no sense, and whatever an importance matrix cannot be read for.
+    pub(in crate::cli) fn config(
+        &self,
+        level: Level,
+        device: DeviceName,
+        terminal: &Terminal,
+    ) -> Result<Config> {
+        let overrides = parse_overrides(self)?;
+        let simd = parse_simd(self.simd.as_deref())?;
+        let backend = backend::open(device, simd)?;
+        if device != DeviceName::Cpu {
+            terminal.info(&format!("Device: {}", backend.name()));
+        }
+        let imatrix = self.imatrix.as_deref().map(Imatrix::load).transpose()?;
+        if let Some(m) = &imatrix {
+            terminal.info(&format!("Importance matrix: {} tensors, {} chunks", m.entries.len(), m.chunks));
+        }
+        Ok(Config {
+            level,
+            output: PathBuf::new(),
+            force: false,
+            overrides,
+            imatrix,
+            metadata: self.metadata.clone(),
+            ignore_config: Vec::new(),
+            threads: 1,
+            simd,
+            backend,
+        })
+    }
+
     /// The options that were given.
-    pub(super) fn given(&self) -> Vec<&'static str> {
+    pub(in crate::cli) fn given(&self) -> Vec<&'static str> {
         super::given(&[
             ("--imatrix", self.imatrix.is_some()),
             ("--tensor-type", !self.tensor_type.is_empty()),
@@ -70,34 +104,18 @@ pub(super) fn run(
     terminal: &Terminal,
 ) -> Result<()> {
     let level = parse_level(&common.quant_level)?;
-    let overrides = parse_overrides(args)?;
-    let simd = parse_simd(args.simd.as_deref())?;
-    let backend = backend::open(global.device()?, simd)?;
-    terminal.detail(&format!("Device: {}", backend.name()));
-    let imatrix = args.imatrix.as_deref().map(Imatrix::load).transpose()?;
-    if let Some(m) = &imatrix {
-        terminal.info(&format!("Importance matrix: {} tensors, {} chunks", m.entries.len(), m.chunks));
-    }
+    let config = args.config(level, global.device()?, terminal)?;
     let source = common.open(terminal)?;
     let file = match &common.output_name {
-        Some(name) if name.to_lowercase().ends_with(".gguf") => name.clone(),
-        Some(name) => format!("{name}.gguf"),
+        Some(name) => with_extension(name)?,
         None => format!("{}-{}.gguf", source.name()?, level.name),
     };
-    if file.eq_ignore_ascii_case(".gguf") {
-        return Err(not_plain(&file));
-    }
     let config = Config {
-        level,
         output: common.output(&file)?,
         force: common.force,
-        overrides,
-        imatrix,
-        metadata: args.metadata.clone(),
         ignore_config: common.ignore_config.clone(),
         threads: global.threads(),
-        simd,
-        backend,
+        ..config
     };
     let job = Job::prepare(&source, config, terminal)?;
     if common.dry_run {
@@ -115,7 +133,16 @@ pub(super) fn run(
     Ok(())
 }
 
-fn parse_level(name: &str) -> Result<Level> {
+/// The name of a GGUF file, which may be given without its extension.
+pub(in crate::cli) fn with_extension(name: &str) -> Result<String> {
+    match name.to_lowercase() {
+        lower if lower.is_empty() || lower == ".gguf" => Err(not_plain(name)),
+        lower if lower.ends_with(".gguf") => Ok(name.to_owned()),
+        _ => Ok(format!("{name}.gguf")),
+    }
+}
+
+pub(in crate::cli) fn parse_level(name: &str) -> Result<Level> {
     Level::from_name(name).ok_or_else(|| {
         if Level::is_known_elsewhere(name) {
             return Error::new(Kind::Unsupported, format!("level {name} of llama.cpp is not supported yet"))

@@ -1,9 +1,11 @@
 //! `llm-quantize quantize MODEL FORMAT -q LEVEL`.
 
-mod gguf;
-mod gptq;
+pub(super) mod awq;
+pub(super) mod gguf;
+pub(super) mod gptq;
+pub(super) mod layerwise;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
@@ -23,7 +25,11 @@ pub(super) struct Args {
     #[command(flatten)]
     gguf: gguf::GgufOptions,
     #[command(flatten)]
+    layerwise: layerwise::LayerwiseOptions,
+    #[command(flatten)]
     gptq: gptq::GptqOptions,
+    #[command(flatten)]
+    awq: awq::AwqOptions,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -36,13 +42,13 @@ struct Common {
     /// Container of the result
     #[arg(value_enum, ignore_case = true)]
     output_format: OutputFormat,
-    /// Level, in any case: of GGUF by llama.cpp's name (Q4_K_M, Q8_0, BF16, ...), of GPTQ 2bit, 3bit, 4bit or 8bit
+    /// Level, in any case: of GGUF by llama.cpp's name (Q4_K_M, Q8_0, BF16, ...), of GPTQ 2bit, 3bit, 4bit or 8bit, of AWQ 4bit
     #[arg(short, long, visible_alias = "quantization", value_name = "LEVEL")]
     quant_level: String,
     /// Directory for the result, made if it is not there
     #[arg(short, long, value_name = "DIR", default_value = ".", visible_alias = "output")]
     output_dir: PathBuf,
-    /// Name of the result in that directory [default: MODEL-LEVEL.gguf, or a directory MODEL-gptq-LEVEL]
+    /// Name of the result in that directory [default: MODEL-LEVEL.gguf, or a directory MODEL-FORMAT-LEVEL]
     #[arg(short = 'n', long, value_name = "NAME")]
     output_name: Option<String>,
     /// Overwrite the result if it exists
@@ -62,19 +68,27 @@ enum OutputFormat {
     Gguf,
     /// A directory that transformers, vLLM and others load
     Gptq,
+    /// The same with channels scaled before they are rounded
+    Awq,
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let Args { common, gguf, gptq, data } = args;
+    let Args { common, gguf, layerwise, gptq, awq, data } = args;
     match common.output_format {
         OutputFormat::Gguf => {
-            refuse(&[gptq.given(), data_given(data)].concat(), "quantization to GGUF")?;
+            let others = [layerwise.given(), gptq.given(), awq.given(), data_given(data)].concat();
+            refuse(&others, "quantization to GGUF")?;
             gguf::run(common, gguf, global, output, terminal)
         }
         OutputFormat::Gptq => {
-            refuse(&gguf.given(), "GPTQ")?;
+            refuse(&[gguf.given(), awq.given()].concat(), "GPTQ")?;
             global.device()?.cpu_only("quantization to GPTQ")?;
-            gptq::run(common, gptq, data, global, output, terminal)
+            gptq::run(common, layerwise, gptq, data, global, output, terminal)
+        }
+        OutputFormat::Awq => {
+            refuse(&[gguf.given(), gptq.given()].concat(), "AWQ")?;
+            global.device()?.cpu_only("quantization to AWQ")?;
+            awq::run(common, layerwise, awq, data, global, output, terminal)
         }
     }
 }
@@ -87,11 +101,16 @@ impl Common {
 
     /// The path of the result.
     fn output(&self, name: &str) -> Result<PathBuf> {
-        if name.contains(['/', '\\']) || ["", ".", ".."].contains(&name) {
-            return Err(not_plain(name));
-        }
-        Ok(self.output_dir.join(name))
+        place(&self.output_dir, name)
     }
+}
+
+/// The path of a result in its directory.
+pub(super) fn place(dir: &Path, name: &str) -> Result<PathBuf> {
+    if name.contains(['/', '\\']) || ["", ".", ".."].contains(&name) {
+        return Err(not_plain(name));
+    }
+    Ok(dir.join(name))
 }
 
 fn not_plain(name: &str) -> Error {
@@ -104,7 +123,7 @@ fn given(options: &[(&'static str, bool)]) -> Vec<&'static str> {
     options.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect()
 }
 
-fn data_given(data: &DataArgs) -> Vec<&'static str> {
+pub(super) fn data_given(data: &DataArgs) -> Vec<&'static str> {
     given(&[
         ("--calibration-data", data.calibration_data.is_some()),
         ("--calibration-samples", data.calibration_samples.is_some()),
@@ -117,10 +136,10 @@ fn data_given(data: &DataArgs) -> Vec<&'static str> {
 }
 
 /// An option that would be of no effect is a mistake.
-fn refuse(given: &[&str], what: &str) -> Result<()> {
+pub(super) fn refuse(given: &[&str], what: &str) -> Result<()> {
     match given.first() {
         None => Ok(()),
         Some(option) => Err(Error::new(Kind::Usage, format!("{option} is not an option of {what}"))
-            .hint("Leave it out; `llm-quantize quantize --help` lists the options of each format.")),
+            .hint("Leave it out; --help lists the options of each format.")),
     }
 }

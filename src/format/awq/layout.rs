@@ -39,7 +39,7 @@ pub struct AwqLayout;
 
 impl Layout for AwqLayout {
     fn refuses(&self, [out_features, in_features]: [usize; 2], grid: Grid) -> Option<String> {
-        let group = grid.group_size.min(in_features).max(1);
+        let group = if grid.group_size == Grid::WHOLE_ROW { in_features } else { grid.group_size }.max(1);
         if grid.bits != 4 {
             Some(format!("AWQ holds 4 bits, not {}", grid.bits))
         } else if !out_features.is_multiple_of(PER_WORD) {

@@ -21,6 +21,13 @@ const MAX_NAME: usize = 64;
 /// ggml's `GGML_MAX_DIMS`.
 const MAX_DIMS: usize = 4;
 
+/// Bytes that a header may take, in memory and in the file together; that of the largest vocabulary that is published takes
+/// 50 MB. A file may be as long as it likes, and what it claims costs nothing.
+const MAX_HEADER: usize = 80 << 20;
+/// What a string or a tensor takes beside its text, and what a key does.
+const PER_ENTRY: usize = 48;
+const PER_KEY: usize = 1024;
+
 /// One way in which a file fails to be GGUF; `at` is the byte offset.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -35,6 +42,8 @@ pub enum Error {
     Truncated { at: usize, what: &'static str },
     #[error("byte {at}: {what} {count} cannot be, the file has {left} bytes left")]
     Count { at: usize, what: &'static str, count: u64, left: usize },
+    #[error("byte {at}: the header takes more than {MAX_HEADER} bytes")]
+    Header { at: usize },
     #[error("byte {at}: {what} is not valid UTF-8")]
     Text { at: usize, what: &'static str },
     #[error("byte {at}: key '{key}' appears twice")]
@@ -181,7 +190,7 @@ impl Reader {
 impl Header {
     /// Parses a header; `bytes` is the whole file or at least its header.
     pub fn parse(bytes: &[u8]) -> Result<Header, Error> {
-        let mut c = Cursor { bytes, at: 0 };
+        let mut c = Cursor { bytes, at: 0, taken: 0 };
         let magic = c
             .take(4, "the magic")
             .map_err(|_| Error::Magic { found: bytes[..bytes.len().min(4)].to_vec() })?;
@@ -203,6 +212,7 @@ impl Header {
         let mut seen = HashSet::new();
         for _ in 0..key_count {
             let at = c.at;
+            c.charge(1, PER_KEY / 2)?;
             let key = c.text("a key")?;
             if key.is_empty() || key.len() > 65535 {
                 let len = key.len();
@@ -220,8 +230,9 @@ impl Header {
             Some(other) => return Err(Error::Alignment(format!("{other:?}"))),
         };
 
-        let mut tensors = Vec::with_capacity(tensor_count);
-        let mut names = HashSet::with_capacity(tensor_count);
+        // Not as many as are claimed: memory is taken for what is there.
+        let mut tensors = Vec::new();
+        let mut names = HashSet::new();
         for _ in 0..tensor_count {
             let tensor = c.tensor()?;
             if !names.insert(tensor.name.clone()) {
@@ -265,6 +276,8 @@ impl Header {
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Of [`MAX_HEADER`].
+    taken: usize,
 }
 
 impl<'a> Cursor<'a> {
@@ -279,6 +292,12 @@ impl<'a> Cursor<'a> {
         let slice = &self.bytes[self.at..self.at + n];
         self.at += n;
         Ok(slice)
+    }
+
+    /// Takes notice of `n` things of `size` bytes each, of which there is a copy in memory.
+    fn charge(&mut self, n: usize, size: usize) -> Result<(), Error> {
+        self.taken = n.saturating_mul(2 * size).saturating_add(self.taken);
+        if self.taken > MAX_HEADER { Err(Error::Header { at: self.at }) } else { Ok(()) }
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Error> {
@@ -304,6 +323,7 @@ impl<'a> Cursor<'a> {
     fn bytes_with_length(&mut self, what: &'static str) -> Result<&'a [u8], Error> {
         let n = self.u64(what)?;
         let n = self.count(n, 1, "string length")?;
+        self.charge(1, n + PER_ENTRY / 2)?;
         self.take(n, what)
     }
 
@@ -351,6 +371,7 @@ impl<'a> Cursor<'a> {
             ($variant:ident, $t:ty) => {{
                 const SIZE: usize = size_of::<$t>();
                 let n = self.count(n, SIZE, "array length")?;
+                self.charge(n, SIZE)?;
                 let bytes = self.take(n * SIZE, "an array")?;
                 let parse = |c: &[u8]| <$t>::from_le_bytes(c.try_into().expect("chunks of SIZE"));
                 Array::$variant(bytes.chunks_exact(SIZE).map(parse).collect())
@@ -366,11 +387,12 @@ impl<'a> Cursor<'a> {
             6 => numbers!(F32, f32),
             7 => {
                 let n = self.count(n, 1, "array length")?;
+                self.charge(n, 1)?;
                 Array::Bool((0..n).map(|_| self.bool(key)).collect::<Result<_, _>>()?)
             }
             8 => {
                 let n = self.count(n, 8, "array length")?;
-                let mut list = Vec::with_capacity(n);
+                let mut list = Vec::new();
                 for _ in 0..n {
                     list.push(self.bytes_with_length("a string of an array")?.to_vec());
                 }
@@ -390,6 +412,8 @@ impl<'a> Cursor<'a> {
         if name.is_empty() || name.len() >= MAX_NAME {
             return Err(Error::TensorName { at, len: name.len() });
         }
+        // Its name is kept twice.
+        self.charge(2, PER_ENTRY + name.len())?;
         let dims = self.u32("a tensor's dimensions")?;
         if dims == 0 || dims as usize > MAX_DIMS {
             return Err(Error::Dims { at, name, dims });

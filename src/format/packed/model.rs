@@ -12,7 +12,7 @@ use super::scheme::Scheme;
 use crate::error::{Error, Kind, Result};
 use crate::quant::{Grid, QuantizedLinear};
 use crate::source::dense::Dense;
-use crate::source::safetensors::Tensors;
+use crate::source::safetensors::{FloatType, Tensors};
 
 /// What follows the names of quantized layers.
 const SUFFIXES: [&str; 4] = ["qweight", "qzeros", "scales", "g_idx"];
@@ -286,6 +286,13 @@ impl Dense for PackedModel {
         match self.linears.get(name) {
             Some(linear) => Some(&linear.shape),
             None => self.tensors.shape(name),
+        }
+    }
+
+    fn float_type(&self, name: &str) -> Option<FloatType> {
+        match self.linears.contains_key(name) {
+            true => None,
+            false => self.tensors.float_type(name),
         }
     }
 

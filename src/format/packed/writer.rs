@@ -1,22 +1,21 @@
 //! Writes GPTQ and AWQ checkpoints: laid out first, then filled layer by layer.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use safetensors::Dtype;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Layout;
 use super::layers::Layers;
 use crate::atomic::AtomicDir;
 use crate::error::{Error, Kind, Result};
 use crate::format::awq::AwqConfig;
+use crate::format::companions;
 use crate::format::gptq::GptqConfig;
+use crate::format::hf;
 use crate::format::shards::{self, SHARD_BYTES, ShardWriter, TensorSpec};
 use crate::quant::{Grid, QuantizedLinear};
-use crate::source::dense::not_finite;
 use crate::source::safetensors::FloatType;
 
 /// Which container a checkpoint is written in.
@@ -34,6 +33,14 @@ impl Container {
         match self {
             Container::Gptq(config) => Box::new(config.layout()),
             Container::Awq(config) => Box::new(config.layout()),
+        }
+    }
+
+    /// The name of the method.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Container::Gptq(_) => "GPTQ",
+            Container::Awq(_) => "AWQ",
         }
     }
 
@@ -166,8 +173,7 @@ impl PackedWriter {
                     linears.insert(name.clone(), (*shape, *grid, *bias));
                 }
                 Entry::Dense { name, dtype, shape, left_out: is_left_out } => {
-                    let spec =
-                        TensorSpec { name: name.clone(), dtype: stored_as(*dtype), shape: shape.clone() };
+                    let spec = TensorSpec { name: name.clone(), dtype: dtype.stored(), shape: shape.clone() };
                     tensors.push(spec);
                     dense.insert(name.clone(), *dtype);
                     if *is_left_out {
@@ -180,7 +186,7 @@ impl PackedWriter {
         let quantization = container.to_json(&Layers::new(grids, left_out)?);
         let shards = shards::Layout::new(&tensors, target.shard_bytes)?;
         if let Some(source) = target.source {
-            refuse_source(source, target.dir)?;
+            companions::refuse_source(source, target.dir)?;
         }
         let file_bytes = shards.file_bytes();
         let dir = AtomicDir::create(target.dir, file_bytes, target.force)?;
@@ -190,7 +196,7 @@ impl PackedWriter {
             write_json("quantize_config.json", &quantization)?;
         }
         if let Some(source) = target.source {
-            copy_companions(source, &dir)?;
+            companions::copy(source, &dir)?;
         }
         let shards = ShardWriter::create(&dir, shards)?;
         let act_order = container.act_order();
@@ -239,28 +245,7 @@ impl PackedWriter {
     }
 
     fn values(&mut self, name: &str, dtype: FloatType, values: &[f32]) -> Result<()> {
-        // Large tensors go in pieces, so that there is no second copy of them.
-        for piece in values.chunks(1 << 20) {
-            if !piece.iter().all(|value| value.is_finite()) {
-                return Err(not_finite(name));
-            }
-            let bytes: Vec<u8> = match dtype {
-                FloatType::F32 => piece.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                FloatType::BF16 => piece.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-                FloatType::F16 => {
-                    let halves: Vec<f16> = piece.iter().map(|v| f16::from_f32(*v)).collect();
-                    if let Some(i) = halves.iter().position(|half| !half.is_finite()) {
-                        return Err(Error::new(
-                            Kind::Invalid,
-                            format!("tensor {name} holds {}, which is beyond float16", piece[i]),
-                        ));
-                    }
-                    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
-                }
-            };
-            self.shards.write(name, &bytes)?;
-        }
-        Ok(())
+        self.shards.write_floats(name, dtype, values)
     }
 
     /// Writes the next bytes of another tensor as they are: little-endian, in the type that it is stored in.
@@ -289,78 +274,10 @@ impl PackedWriter {
     }
 }
 
-fn stored_as(dtype: FloatType) -> Dtype {
-    match dtype {
-        FloatType::F32 => Dtype::F32,
-        FloatType::F16 => Dtype::F16,
-        FloatType::BF16 => Dtype::BF16,
-    }
-}
-
 /// The original `config.json` with the quantization, and float16 as the type to compute in: scales are float16, and vLLM
 /// would round them to the type that stands here.
 fn with_quantization(config: &Value, quantization: &Value) -> Result<Value> {
-    let mut config = config.clone();
-    let Some(keys) = config.as_object_mut() else {
-        return Err(Error::new(Kind::Invalid, "config.json is not a JSON object"));
-    };
-    // The new name of the key and the one that everybody knows.
-    keys.insert("dtype".into(), json!("float16"));
-    keys.insert("torch_dtype".into(), json!("float16"));
-    if let Some(text) = keys.get_mut("text_config").and_then(Value::as_object_mut) {
-        for key in ["dtype", "torch_dtype"] {
-            if let Some(value) = text.get_mut(key) {
-                *value = json!("float16");
-            }
-        }
-    }
-    keys.insert("quantization_config".into(), quantization.clone());
+    let mut config = hf::with_dtype(config, FloatType::F16)?;
+    config["quantization_config"] = quantization.clone();
     Ok(config)
-}
-
-/// Files of a model that a copy with other weights needs too.
-fn is_companion(name: &str) -> bool {
-    let exact = [
-        "added_tokens.json",
-        "generation_config.json",
-        "merges.txt",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "special_tokens_map.json",
-        "spiece.model",
-        "vocab.json",
-        "vocab.txt",
-    ];
-    let starts = ["tokenizer", "chat_template", "LICENSE", "NOTICE"];
-    exact.contains(&name) || name.ends_with(".py") || starts.iter().any(|start| name.starts_with(start))
-}
-
-fn copy_companions(source: &Path, dir: &AtomicDir) -> Result<()> {
-    let unreadable = |path: &Path| {
-        let what = format!("cannot read {}", path.display());
-        move |e| Error::io(what, e)
-    };
-    let entries = fs::read_dir(source).map_err(unreadable(source))?;
-    let entries = entries.collect::<std::io::Result<Vec<_>>>().map_err(unreadable(source))?;
-    let mut names: Vec<String> =
-        entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    for name in names.iter().filter(|name| is_companion(name)) {
-        let path = source.join(name);
-        // Through links: the Hub's cache consists of them.
-        if fs::metadata(&path).map_err(unreadable(&path))?.is_file() {
-            dir.write(name, &fs::read(&path).map_err(unreadable(&path))?)?;
-        }
-    }
-    Ok(())
-}
-
-/// The result must not take the place of the model that it is made from.
-fn refuse_source(source: &Path, target: &Path) -> Result<()> {
-    let same = matches!((source.canonicalize(), target.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    match same {
-        true => Err(Error::new(Kind::Usage, format!("output {} is the model itself", target.display()))
-            .hint("Choose another place with --output-dir.")),
-        false => Ok(()),
-    }
 }

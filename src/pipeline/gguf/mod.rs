@@ -1,11 +1,11 @@
 //! A Hugging Face model in, a GGUF file out.
 
+mod chunk;
 mod metadata;
 mod params;
 mod plan;
 pub mod report;
 mod rows;
-mod slab;
 mod stream;
 mod verify;
 
@@ -26,6 +26,7 @@ use crate::format::gguf::writer::Layout;
 use crate::format::gguf::{GgmlType, Metadata};
 use crate::progress::{Progress, Unit};
 use crate::source::SourceModel;
+use crate::source::dense::Dense;
 use crate::source::safetensors::Tensors;
 use crate::source::tokenizer::{self, VocabScheme};
 use metadata::Setting;
@@ -68,10 +69,19 @@ struct Target<'a> {
     importance: Option<&'a [f32]>,
 }
 
+impl Target<'_> {
+    /// Whether its rows go from the checkpoint to the file as they are, through no buffer.
+    fn is_direct(&self) -> bool {
+        self.source.is_direct(self.ty)
+    }
+}
+
 /// Everything that is known before the work starts.
 pub struct Job {
     model: Model,
-    tensors: Tensors,
+    weights: Box<dyn Dense>,
+    /// Bytes of the source's files.
+    original_size: u64,
     planned: Vec<Planned>,
     choices: Vec<Choice>,
     metadata: Metadata,
@@ -85,12 +95,28 @@ impl Job {
         let model = Model::read(source.config()?, &config.ignore_config)?;
         model.warnings.iter().for_each(|w| progress.warn(w));
         let tensors = Tensors::open(source.dir())?;
+        let original_size = tensors.file_bytes();
+        Job::of(source, model, Box::new(tensors), original_size, config, progress)
+    }
+
+    /// The same of a model that is open: `weights` may be stored in any way, configuration and tokenizer are those of `source`.
+    ///
+    /// # Errors
+    /// As [`Job::prepare`].
+    pub fn of(
+        source: &SourceModel,
+        model: Model,
+        weights: Box<dyn Dense>,
+        original_size: u64,
+        config: Config,
+        progress: &dyn Progress,
+    ) -> Result<Job> {
         let settings = config.metadata.iter().map(|s| s.parse::<Setting>()).collect::<Result<Vec<_>>>()?;
         let embedding_rows = match model.spec.vocab {
             VocabScheme::Gemma3 => tokenizer::known_tokens(source.dir())?,
             _ => None,
         };
-        let planned = plan::plan(&model, &tensors, embedding_rows)?;
+        let planned = plan::plan(&model, &*weights, embedding_rows)?;
         progress.info(&format!(
             "Architecture: {} ({} layers, {} tensors)",
             model.config.architecture()?,
@@ -117,12 +143,12 @@ impl Job {
         let metadata = metadata::build(&model, source, &planned, &config, settings, progress)?;
         let names = planned.iter().zip(&choices).map(|(p, c)| (p.name.clone(), p.shape.clone(), c.ty));
         let layout = Layout::new(&metadata, names);
-        Ok(Job { model, tensors, planned, choices, metadata, layout, config })
+        Ok(Job { model, weights, original_size, planned, choices, metadata, layout, config })
     }
 
     /// Sizes and types without any work.
     pub fn dry_run(&self) -> Summary {
-        Summary::new(&self.model, &self.tensors, &self.planned, &self.choices, self.layout.file_bytes())
+        Summary::new(&self.model, self.original_size, &self.planned, &self.choices, self.layout.file_bytes())
     }
 
     /// The file that will be written.
@@ -149,9 +175,9 @@ impl Job {
         let written = stream::write_all(
             file.file(),
             self.layout.clone(),
-            &self.tensors,
             &targets,
-            (&*self.config.backend, simd),
+            &*self.config.backend,
+            simd,
             progress,
             cancel,
         );
@@ -177,7 +203,7 @@ impl Job {
         let mut without = 0;
         let mut targets = Vec::with_capacity(self.planned.len());
         for (planned, choice) in self.planned.iter().zip(&self.choices) {
-            let source = RowSource::new(planned, &self.tensors);
+            let source = RowSource::new(planned, &*self.weights);
             let importance = match &self.config.imatrix {
                 Some(imatrix) if choice.ty.is_quantized() => importance(imatrix, planned)?,
                 _ => None,

@@ -7,7 +7,8 @@ use crate::arch::spec::{Heads, Need, TensorRule, Use};
 use crate::arch::{Hyper, Model, llama3_rope};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
-use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
+use crate::source::dense::Dense;
+use crate::source::safetensors::FloatType;
 
 /// One tensor of the file to be written.
 #[derive(Clone, Debug)]
@@ -29,8 +30,8 @@ pub(crate) enum Rows {
     Source {
         /// Names in the checkpoint.
         names: Vec<String>,
-        /// How they are stored there.
-        dtype: FloatType,
+        /// How they lie there; none if they are not stored one by one and have to be decoded.
+        dtype: Option<FloatType>,
         /// Weights in one row, and rows taken from each source tensor.
         row_len: usize,
         rows_each: usize,
@@ -89,8 +90,12 @@ impl Planned {
 ///
 /// # Errors
 /// `Invalid` if a tensor is missing or has the wrong shape, `Unsupported` if one is left that nobody knows.
-pub(crate) fn plan(model: &Model, tensors: &Tensors, embedding_rows: Option<usize>) -> Result<Vec<Planned>> {
-    let mut names = Names::new(model, tensors);
+pub(crate) fn plan(
+    model: &Model,
+    weights: &dyn Dense,
+    embedding_rows: Option<usize>,
+) -> Result<Vec<Planned>> {
+    let mut names = Names::new(model, weights);
     let mut planned = Vec::new();
     let hyper = &model.hyper;
     if let Some(p) = llama3_factors(hyper) {
@@ -116,23 +121,23 @@ fn layer_of(name: &str) -> i64 {
 
 /// The source tensors under the names that the rules use.
 struct Names<'a> {
-    tensors: &'a Tensors,
+    weights: &'a dyn Dense,
     /// (name in the rules, name in the file), sorted.
     canonical: std::collections::BTreeMap<String, &'a str>,
     used: BTreeSet<&'a str>,
 }
 
 impl<'a> Names<'a> {
-    fn new(model: &Model, tensors: &'a Tensors) -> Self {
-        let canonical =
-            tensors.iter().filter_map(|(name, _)| Some((model.spec.canonical(name)?, name))).collect();
-        Names { tensors, canonical, used: BTreeSet::new() }
+    fn new(model: &Model, weights: &'a dyn Dense) -> Self {
+        let names = weights.names().into_iter();
+        let canonical = names.filter_map(|name| Some((model.spec.canonical(name)?, name))).collect();
+        Names { weights, canonical, used: BTreeSet::new() }
     }
 
-    fn take(&mut self, name: &str) -> Option<(&'a str, &'a TensorInfo)> {
+    fn take(&mut self, name: &str) -> Option<(&'a str, &'a [usize])> {
         let original = *self.canonical.get(name)?;
         self.used.insert(original);
-        Some((original, self.tensors.get(original)?))
+        Some((original, self.weights.shape(original)?))
     }
 
     fn find(
@@ -152,7 +157,7 @@ impl<'a> Names<'a> {
         let mut found = Vec::with_capacity(wanted.len());
         let mut dtype = None;
         for name in &wanted {
-            let Some((original, info)) = self.take(name) else {
+            let Some((original, shape)) = self.take(name) else {
                 let optional = rule.need == Need::Optional || rule.need == Need::UnlessTied && hyper.tied;
                 if optional {
                     return Ok(None);
@@ -160,16 +165,18 @@ impl<'a> Names<'a> {
                 return Err(Error::new(Kind::Invalid, format!("tensor {name} is missing from the model"))
                     .hint("The download may be incomplete, or config.json belongs to another model."));
             };
-            if info.shape != expected {
+            if shape != expected {
                 return Err(Error::new(
                     Kind::Invalid,
-                    format!("tensor {original} has shape {:?}; config.json implies {expected:?}", info.shape),
+                    format!("tensor {original} has shape {shape:?}; config.json implies {expected:?}"),
                 ));
             }
-            if *dtype.get_or_insert(info.dtype) != info.dtype {
+            let own = self.weights.float_type(original);
+            if *dtype.get_or_insert(own) != own && self.weights.mapped().is_some() {
+                let own = own.map_or("quantized", FloatType::name);
                 return Err(Error::new(
                     Kind::Unsupported,
-                    format!("tensor {original} is {}, other experts of its layer are not", info.dtype.name()),
+                    format!("tensor {original} is {own}, other experts of its layer are not"),
                 ));
             }
             found.push(original.to_owned());
@@ -178,8 +185,9 @@ impl<'a> Names<'a> {
 
         let natural = match (rule.usage, expected.len()) {
             (Use::Norm | Use::Router, _) | (_, 1) => GgmlType::F32,
-            _ => dtype.ggml(),
+            _ => dtype.map_or(GgmlType::F32, FloatType::ggml),
         };
+        let dtype = dtype.filter(|_| self.weights.mapped().is_some());
         let order = match rule.usage {
             Use::Rope(heads) if model.spec.interleave_rope => {
                 let heads = match heads {

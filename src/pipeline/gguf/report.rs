@@ -10,7 +10,7 @@ use super::plan::{Planned, Rows};
 use crate::arch::Model;
 use crate::format::gguf::mix::Choice;
 use crate::pipeline::memory;
-use crate::source::safetensors::Tensors;
+use crate::source::safetensors::FloatType;
 
 /// Sizes and types of the output, known before any work.
 #[derive(Clone, Debug, Serialize)]
@@ -70,7 +70,7 @@ pub struct TensorSummary {
 impl Summary {
     pub(super) fn new(
         model: &Model,
-        tensors: &Tensors,
+        original_size: u64,
         planned: &[Planned],
         choices: &[Choice],
         file_size: u64,
@@ -87,7 +87,7 @@ impl Summary {
             bytes_of_tensors += bytes;
             parameters += p.len();
             if let Rows::Source { dtype, .. } = &p.rows {
-                *by_dtype.entry(dtype.name()).or_default() += p.len();
+                *by_dtype.entry(dtype.map_or("quantized", FloatType::name)).or_default() += p.len();
             }
             list.push(TensorSummary {
                 name: p.name.clone(),
@@ -104,7 +104,7 @@ impl Summary {
             layers: model.hyper.layers,
             parameters,
             original_dtype: original.into(),
-            original_size: tensors.file_bytes(),
+            original_size,
             file_size,
             bits_per_weight: bytes_of_tensors as f64 * 8.0 / parameters as f64,
             types,

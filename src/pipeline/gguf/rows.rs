@@ -6,28 +6,31 @@ use super::plan::{Planned, RowOrder, Rows};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::{self, Simd, is_finite};
+use crate::source::dense::Dense;
 use crate::source::safetensors::{FloatType, TensorInfo, Tensors};
 
 /// A planned tensor together with its bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct RowSource<'a> {
     planned: &'a Planned,
+    weights: &'a dyn Dense,
+    /// The source tensors, if they are to be had as they are.
     parts: Vec<(&'a TensorInfo, &'a [u8])>,
 }
 
 impl<'a> RowSource<'a> {
-    pub(crate) fn new(planned: &'a Planned, tensors: &'a Tensors) -> Self {
-        let parts = match &planned.rows {
-            Rows::Constant(_) => vec![],
-            Rows::Source { names, .. } => names
-                .iter()
-                .map(|name| {
-                    let info = tensors.get(name).expect("planned tensors are in the checkpoint");
-                    (info, tensors.bytes(info))
-                })
-                .collect(),
+    pub(crate) fn new(planned: &'a Planned, weights: &'a dyn Dense) -> Self {
+        let part = |tensors: &'a Tensors, name: &String| {
+            let info = tensors.get(name).expect("planned tensors are in the checkpoint");
+            (info, tensors.bytes(info))
         };
-        RowSource { planned, parts }
+        let parts = match (&planned.rows, weights.mapped()) {
+            (Rows::Source { names, .. }, Some(tensors)) => {
+                names.iter().map(|name| part(tensors, name)).collect()
+            }
+            _ => vec![],
+        };
+        RowSource { planned, weights, parts }
     }
 
     /// Weights in a row as they are addressed here. For a bias that is reordered this is 1.
@@ -63,8 +66,9 @@ impl<'a> RowSource<'a> {
     }
 
     /// Asks the kernel to read these rows ahead.
-    pub(crate) fn will_need(&self, tensors: &Tensors, rows: Range<usize>) {
-        let Rows::Source { rows_each, dtype, row_len, .. } = &self.planned.rows else { return };
+    pub(crate) fn will_need(&self, rows: Range<usize>) {
+        let Rows::Source { rows_each, dtype: Some(dtype), row_len, .. } = &self.planned.rows else { return };
+        let Some(tensors) = self.weights.mapped() else { return };
         let row_bytes = row_len * dtype.bytes();
         for (i, (info, _)) in self.parts.iter().enumerate() {
             let start = rows.start.max(i * rows_each);
@@ -79,7 +83,12 @@ impl<'a> RowSource<'a> {
 
     /// Whether rows can be copied as they are when the target type is `ty`.
     pub(crate) fn is_copy(&self, ty: GgmlType) -> bool {
-        matches!(&self.planned.rows, Rows::Source { dtype, offset, .. } if dtype.ggml() == ty && *offset == 0.0)
+        matches!(&self.planned.rows, Rows::Source { dtype: Some(dtype), offset, .. } if dtype.ggml() == ty && *offset == 0.0)
+    }
+
+    /// Whether rows are stored in another way than weight by weight.
+    pub(crate) fn is_decoded(&self) -> bool {
+        matches!(&self.planned.rows, Rows::Source { dtype: None, .. })
     }
 
     /// Whether the rows lie in the checkpoint just as they go into a file of type `ty`, so that they need not pass through
@@ -93,7 +102,7 @@ impl<'a> RowSource<'a> {
     /// # Errors
     /// `Invalid` if a weight is NaN or infinite.
     pub(crate) fn check_finite(&self, rows: Range<usize>) -> Result<()> {
-        let Rows::Source { dtype, .. } = &self.planned.rows else { return Ok(()) };
+        let Rows::Source { dtype: Some(dtype), .. } = &self.planned.rows else { return Ok(()) };
         let mut row = rows.start;
         let mut result = Ok(());
         self.for_pieces(rows, |bytes| {
@@ -110,8 +119,8 @@ impl<'a> RowSource<'a> {
     /// # Errors
     /// `Invalid` if a weight is NaN or infinite.
     pub(crate) fn copy(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let Rows::Source { dtype, .. } = &self.planned.rows else {
-            unreachable!("constants are never copied");
+        let Rows::Source { dtype: Some(dtype), .. } = &self.planned.rows else {
+            unreachable!("what is computed or decoded is never copied");
         };
         let mut at = 0;
         let first = rows.start;
@@ -127,7 +136,9 @@ impl<'a> RowSource<'a> {
 
     /// Calls `each` with the bytes of consecutive rows, in as large pieces as their order allows.
     pub(crate) fn for_pieces(&self, rows: Range<usize>, mut each: impl FnMut(&'a [u8])) {
-        let Rows::Source { rows_each, dtype, order, row_len, .. } = &self.planned.rows else { return };
+        let Rows::Source { rows_each, dtype: Some(dtype), order, row_len, .. } = &self.planned.rows else {
+            return;
+        };
         let row_bytes = row_len * dtype.bytes();
         match order {
             RowOrder::AsIs => {
@@ -153,13 +164,25 @@ impl<'a> RowSource<'a> {
     /// # Errors
     /// `Invalid` if a weight is NaN or infinite.
     pub(crate) fn load(&self, rows: Range<usize>, out: &mut [f32], simd: Simd) -> Result<()> {
-        let Rows::Source { dtype, offset, .. } = &self.planned.rows else {
-            let Rows::Constant(values) = &self.planned.rows else {
-                unreachable!("there are two kinds of rows")
-            };
-            out.copy_from_slice(values);
-            return Ok(());
+        let (dtype, offset) = match &self.planned.rows {
+            Rows::Constant(values) => {
+                out.copy_from_slice(values);
+                return Ok(());
+            }
+            Rows::Source { dtype, offset, .. } => (dtype, offset),
         };
+        match dtype {
+            Some(dtype) => self.widen(*dtype, rows, out, simd)?,
+            None => self.decode(rows, out)?,
+        }
+        if *offset != 0.0 {
+            out.iter_mut().for_each(|w| *w += offset);
+        }
+        Ok(())
+    }
+
+    /// Reads rows that are stored as floats.
+    fn widen(&self, dtype: FloatType, rows: Range<usize>, out: &mut [f32], simd: Simd) -> Result<()> {
         let mut at = 0;
         let mut finite = true;
         let first = rows.start;
@@ -172,11 +195,36 @@ impl<'a> RowSource<'a> {
                 FloatType::BF16 => blocks::bf16_to_f32(bytes, piece, simd),
             };
         });
-        if !finite {
-            return Err(self.not_finite(first, bytemuck::cast_slice(out), FloatType::F32));
+        match finite {
+            true => Ok(()),
+            false => Err(self.not_finite(first, bytemuck::cast_slice(out), FloatType::F32)),
         }
-        if *offset != 0.0 {
-            out.iter_mut().for_each(|w| *w += offset);
+    }
+
+    /// Reads rows that are stored in another way, in as few pieces as their order allows.
+    fn decode(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let Rows::Source { names, rows_each, order, row_len, .. } = &self.planned.rows else { return Ok(()) };
+        let mut row = rows.start;
+        while row < rows.end {
+            let (part, within) = (row / rows_each, row % rows_each);
+            let at = (row - rows.start) * row_len;
+            let RowOrder::Interleave { half } = *order else {
+                let n = (rows_each - within).min(rows.end - row);
+                self.weights.read(&names[part], within..within + n, &mut out[at..at + n * row_len])?;
+                row += n;
+                continue;
+            };
+            // Within a head, every second row is one of a run.
+            let n = (2 * half - within % (2 * half)).min(rows.end - row);
+            for lead in 0..n.min(2) {
+                let (first, count) = (order.source_row(within + lead), (n - lead).div_ceil(2));
+                let mut run = vec![0.0; count * row_len];
+                self.weights.read(&names[part], first..first + count, &mut run)?;
+                for (i, values) in run.chunks_exact(*row_len).enumerate() {
+                    out[at + (lead + 2 * i) * row_len..][..*row_len].copy_from_slice(values);
+                }
+            }
+            row += n;
         }
         Ok(())
     }

@@ -1,15 +1,15 @@
-//! Reads, encodes and writes at the same time: while one slab is encoded by all threads, the one before is written and
-//! the kernel reads the one after.
+//! Reads, encodes and writes at the same time. Every thread takes the next chunk as soon as it has done one; whoever
+//! finishes the chunk whose turn it is writes it, and those after it that are ready, while the others go on. There is no
+//! thread that only writes: waking one for each chunk costs more than the writing.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-
-use rayon::prelude::*;
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::Target;
-use super::slab::{Chunk, Slab, slabs};
+use super::chunk::{Chunk, chunks};
 use crate::atomic::start_writeback;
 use crate::backend::{Backend, Batch, BlockRows, Cpu};
 use crate::cancel::Cancel;
@@ -18,10 +18,22 @@ use crate::format::gguf::blocks::Simd;
 use crate::format::gguf::writer::{Layout, Writer};
 use crate::pipeline::memory;
 use crate::progress::Progress;
-use crate::source::safetensors::Tensors;
+
+/// Encoded chunks, at least, that may wait for their turn to be written: enough to go on while the system holds up a
+/// write for some milliseconds. At 4 bytes a weight they are 32 MB.
+const BUFFERS: usize = 128;
+/// Such chunks for each thread, where threads are many.
+const BUFFERS_PER_THREAD: usize = 2;
+/// Chunks by which the kernel reads ahead.
+const READ_AHEAD: usize = 32;
+/// Bytes after which the kernel is told to begin writing to the disk.
+const WRITEBACK: u64 = 8 << 20;
+
+/// Weights that are encoded at once: as float32 they stay in a core's first-level cache in between.
+const TILE: usize = 1 << 13;
 
 thread_local! {
-    /// A chunk's weights in float32. Each thread keeps its own: allocating one per chunk costs more than encoding it.
+    /// A tile's weights in float32. Each thread keeps its own: allocating one per tile costs more than encoding it.
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -29,241 +41,238 @@ thread_local! {
 pub(super) fn write_all(
     file: &mut File,
     layout: Layout,
-    tensors: &Tensors,
     targets: &[Target<'_>],
-    (backend, simd): (&dyn Backend, Simd),
+    backend: &dyn Backend,
+    simd: Simd,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<u64> {
-    let slabs = slabs(targets);
-    let encoder = SlabEncoder { targets, backend, simd, progress };
-    let mut peak = 0;
-    let (full_in, full_out) = sync_channel::<(usize, Vec<u8>)>(1);
-    let (empty_in, empty_out) = sync_channel::<Vec<u8>>(3);
-    let whole = &slabs;
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || write_slabs(file, layout, whole, targets, full_out, &empty_in));
-        let encoded = encode_slabs(
-            &slabs, tensors, targets, encoder, progress, cancel, &full_in, &empty_out, &mut peak,
-        );
-        drop(full_in);
-        let written = writer.join().expect("the writing thread does not panic");
-        // A failure to write ends the encoder too, so it is the cause.
-        written.map_err(|e| Error::output("cannot write the output", e))?;
-        encoded
-    })?;
-    Ok(peak)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn encode_slabs(
-    slabs: &[Slab],
-    tensors: &Tensors,
-    targets: &[Target<'_>],
-    encoder: SlabEncoder<'_>,
-    progress: &dyn Progress,
-    cancel: &Cancel,
-    full: &SyncSender<(usize, Vec<u8>)>,
-    empty: &Receiver<Vec<u8>>,
-    peak: &mut u64,
-) -> Result<()> {
-    let mut current = usize::MAX;
-    for (i, slab) in slabs.iter().enumerate() {
-        cancel.check()?;
-        for piece in slabs.get(i + 1).into_iter().flat_map(|next| next.chunk_by(|a, b| a.tensor == b.tensor))
-        {
-            let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
-            targets[piece[0].tensor].source.will_need(tensors, rows);
-        }
-        if let Some(last) = slab.last().filter(|c| c.tensor != current) {
-            current = last.tensor;
-            progress.item(&targets[current].planned.name);
-        }
-        let mut buffer = empty.try_recv().unwrap_or_default();
-        buffer.resize(slab.iter().map(|c| buffered(targets, c)).sum(), 0);
-        let mut rest = buffer.as_mut_slice();
-        let mut work: Vec<(&Chunk, &mut [u8])> = Vec::with_capacity(slab.len());
-        for chunk in slab {
-            let (piece, tail) = rest.split_at_mut(buffered(targets, chunk));
-            work.push((chunk, piece));
-            rest = tail;
-        }
-        let encoded = encoder.encode(work);
-        *peak = memory::anonymous().unwrap_or(0).max(*peak);
-        encoded?;
-        if full.send((i, buffer)).is_err() {
-            // The writer has stopped; it says why.
-            return Ok(());
-        }
+    let chunks = chunks(targets, backend.batch());
+    let writer = Writer::new(file, layout).map_err(cannot_write)?;
+    let threads = rayon::current_num_threads() * BUFFERS_PER_THREAD;
+    let buffers = match backend.batch() {
+        Batch::Core => BUFFERS.max(threads),
+        Batch::All => threads,
+    };
+    let line = Line {
+        next_to_take: 0,
+        next_to_write: 0,
+        early: BTreeMap::new(),
+        empty: vec![Vec::new(); buffers],
+        sink: Some(Sink { writer, started: 0, peak: 0 }),
+        failed: None,
+    };
+    let job = Job {
+        chunks: &chunks,
+        targets,
+        backend,
+        simd,
+        progress,
+        cancel,
+        line: Mutex::new(line),
+        moved: Condvar::new(),
+    };
+    rayon::broadcast(|_| job.run());
+    let line = job.line.into_inner().expect("no thread panics in the line");
+    match line.failed {
+        Some(e) => Err(e),
+        None => line.sink.expect("nobody writes any more").finish().map_err(cannot_write),
     }
-    Ok(())
 }
 
-/// Bytes of a chunk that pass through the slab's buffer.
-fn buffered(targets: &[Target<'_>], chunk: &Chunk) -> usize {
-    let target = &targets[chunk.tensor];
-    if target.source.is_direct(target.ty) { 0 } else { chunk.bytes }
+fn cannot_write(e: io::Error) -> Error {
+    Error::output("cannot write the output", e)
 }
 
-/// How the chunks of a slab are encoded.
-#[derive(Clone, Copy)]
-struct SlabEncoder<'a> {
+/// What the threads share.
+struct Job<'a> {
+    chunks: &'a [Chunk],
     targets: &'a [Target<'a>],
     backend: &'a dyn Backend,
     simd: Simd,
     progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+    line: Mutex<Line<'a>>,
+    /// Tells those who wait for a buffer that there is one, or that it is over.
+    moved: Condvar,
 }
 
-/// A chunk and where its bytes go.
-type Work<'a> = (&'a Chunk, &'a mut [u8]);
+/// Chunks on their way through.
+struct Line<'a> {
+    next_to_take: usize,
+    next_to_write: usize,
+    /// Encoded before their turn.
+    early: BTreeMap<usize, Result<Vec<u8>>>,
+    /// Buffers to encode into.
+    empty: Vec<Vec<u8>>,
+    /// The file; away while a thread writes.
+    sink: Option<Sink<'a>>,
+    /// The failure of the first chunk in order that failed: the same one every time.
+    failed: Option<Error>,
+}
 
-impl SlabEncoder<'_> {
-    fn encode(&self, work: Vec<Work<'_>>) -> Result<()> {
-        let (mine, of_the_device) = match self.backend.batch() {
-            Batch::Core => (work, Vec::new()),
-            Batch::All => work.into_iter().partition(|(chunk, _)| !self.goes_to_device(chunk)),
-        };
-        self.encode_by_chunk(mine)?;
-        self.encode_by_tensor(of_the_device)
-    }
-
-    /// Whether a chunk is encoded, by a device that can do it. The processor does the rest; the bytes are the same.
-    fn goes_to_device(&self, chunk: &Chunk) -> bool {
-        let target = &self.targets[chunk.tensor];
-        !target.source.is_copy(target.ty) && self.backend.encodes(target.ty)
-    }
-
-    /// Each chunk for itself, on all threads.
-    fn encode_by_chunk(&self, work: Vec<Work<'_>>) -> Result<()> {
-        first_failure(work.into_par_iter().map(|(chunk, out)| {
-            let done = SCRATCH.with_borrow_mut(|scratch| self.encode_chunk(chunk, out, scratch));
-            self.progress.advance(chunk.weights as u64);
-            done
-        }))
-    }
-
-    /// The chunks of a matrix together, after all threads have read them.
-    fn encode_by_tensor(&self, work: Vec<Work<'_>>) -> Result<()> {
-        let mut scratch = vec![0f32; work.iter().map(|(chunk, _)| chunk.weights).sum()];
-        let mut rest = scratch.as_mut_slice();
-        let mut loads = Vec::with_capacity(work.len());
-        for (chunk, _) in &work {
-            let (weights, tail) = rest.split_at_mut(chunk.weights);
-            loads.push((*chunk, weights));
-            rest = tail;
+impl<'a> Job<'a> {
+    /// Encodes chunk after chunk, until there are no more or one has failed.
+    fn run(&self) {
+        while let Some((i, mut buffer)) = self.take() {
+            let done = self.encode(i, &mut buffer).map(|()| buffer);
+            self.hand_over(i, done);
         }
-        first_failure(loads.into_par_iter().map(|(chunk, weights)| {
-            self.targets[chunk.tensor].source.load(chunk.rows.clone(), weights, self.simd)
-        }))?;
+    }
 
-        let mut weights = scratch.as_slice();
-        let matrix =
-            |chunk: &Chunk| (chunk.tensor, self.targets[chunk.tensor].source.matrix_of(chunk.rows.start));
-        for pieces in by(work, |(chunk, _)| matrix(chunk)) {
-            let chunk = pieces[0].0;
-            let count = pieces.iter().map(|(chunk, _)| chunk.weights).sum();
-            let (piece, tail) = weights.split_at(count);
-            weights = tail;
-            // The places that the chunks' bytes go to lie side by side, but not as one slice any more.
-            let mut bytes = vec![0; pieces.iter().map(|(_, out)| out.len()).sum()];
-            self.backend.encode_blocks(self.rows(chunk, piece), &mut bytes)?;
-            let mut bytes = bytes.as_slice();
-            for (_, out) in pieces {
-                let (own, tail) = bytes.split_at(out.len());
-                out.copy_from_slice(own);
-                bytes = tail;
+    fn line(&self) -> MutexGuard<'_, Line<'a>> {
+        self.line.lock().expect("no thread panics in the line")
+    }
+
+    /// The next chunk and a buffer for it. Both are taken at once, so whoever has the chunk whose turn it is can always
+    /// finish it, and nobody waits for good.
+    fn take(&self) -> Option<(usize, Vec<u8>)> {
+        let mut line = self.line();
+        loop {
+            if line.failed.is_some() || line.next_to_take == self.chunks.len() {
+                return None;
             }
-            self.progress.advance(count as u64);
+            if let Some(buffer) = line.empty.pop() {
+                line.next_to_take += 1;
+                return Some((line.next_to_take - 1, buffer));
+            }
+            line = self.moved.wait(line).expect("no thread panics in the line");
+        }
+    }
+
+    /// Puts chunk `i` in line, and writes all whose turn it is unless another thread is at it.
+    fn hand_over(&self, i: usize, encoded: Result<Vec<u8>>) {
+        let mut line = self.line();
+        line.early.insert(i, encoded);
+        let Some(mut sink) = line.sink.take() else { return };
+        loop {
+            let turn = line.next_to_write;
+            let Some(encoded) = line.early.remove(&turn) else { break };
+            drop(line);
+            let written = encoded.and_then(|buffer| {
+                let chunk = &self.chunks[turn];
+                sink.write(&self.targets[chunk.tensor], chunk, &buffer).map_err(cannot_write)?;
+                Ok(buffer)
+            });
+            line = self.line();
+            match written {
+                Ok(buffer) => {
+                    line.next_to_write += 1;
+                    line.empty.push(buffer);
+                    self.moved.notify_one();
+                }
+                Err(e) => {
+                    line.failed = Some(e);
+                    self.moved.notify_all();
+                    return;
+                }
+            }
+        }
+        line.sink = Some(sink);
+    }
+
+    fn encode(&self, i: usize, out: &mut Vec<u8>) -> Result<()> {
+        self.cancel.check()?;
+        let chunk = &self.chunks[i];
+        let target = &self.targets[chunk.tensor];
+        if i.is_multiple_of(READ_AHEAD) {
+            self.read_ahead(i + READ_AHEAD);
+        }
+        if chunk.start == 0 {
+            self.progress.item(&target.planned.name);
+        }
+        SCRATCH.with_borrow_mut(|scratch| self.encode_chunk(target, chunk, out, scratch))?;
+        self.progress.advance(chunk.weights as u64);
+        Ok(())
+    }
+
+    /// Asks the kernel to read the chunks from `first` on.
+    fn read_ahead(&self, first: usize) {
+        let ahead = &self.chunks[first.min(self.chunks.len())..];
+        let ahead = &ahead[..READ_AHEAD.min(ahead.len())];
+        for piece in ahead.chunk_by(|a, b| a.tensor == b.tensor) {
+            let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
+            self.targets[piece[0].tensor].source.will_need(rows);
+        }
+    }
+
+    fn encode_chunk(
+        &self,
+        target: &Target<'_>,
+        chunk: &Chunk,
+        out: &mut Vec<u8>,
+        scratch: &mut Vec<f32>,
+    ) -> Result<()> {
+        let source = &target.source;
+        if target.is_direct() {
+            out.clear();
+            return source.check_finite(chunk.rows.clone());
+        }
+        out.resize(chunk.bytes, 0);
+        if source.is_copy(target.ty) {
+            return source.copy(chunk.rows.clone(), out);
+        }
+        let columns = source.row_len();
+        let importance = target.importance.map(|all| {
+            let expert = source.matrix_of(chunk.rows.start);
+            &all[expert * columns..(expert + 1) * columns]
+        });
+        // What a device cannot encode, the processor does; the bytes are the same.
+        let cpu = Cpu { simd: self.simd };
+        let of_device = self.backend.batch() == Batch::All && self.backend.encodes(target.ty);
+        let backend = if of_device { self.backend } else { &cpu };
+        let whole = of_device || source.is_decoded();
+        let tile = if whole { chunk.rows.len() } else { (TILE / columns).max(1) };
+        let row_bytes = chunk.bytes / chunk.rows.len();
+        for (start, out) in chunk.rows.clone().step_by(tile).zip(out.chunks_mut(tile * row_bytes)) {
+            let rows = start..(start + tile).min(chunk.rows.end);
+            scratch.resize(rows.len() * columns, 0.0);
+            source.load(rows, scratch, self.simd)?;
+            backend.encode_blocks(BlockRows { ty: target.ty, weights: scratch, columns, importance }, out)?;
+        }
+        Ok(())
+    }
+}
+
+/// The file that is written.
+struct Sink<'a> {
+    writer: Writer<&'a mut File>,
+    /// Bytes that the kernel has been told to write to the disk.
+    started: u64,
+    /// The most memory that the program had allocated.
+    peak: u64,
+}
+
+impl Sink<'_> {
+    fn write(&mut self, target: &Target<'_>, chunk: &Chunk, bytes: &[u8]) -> io::Result<()> {
+        if target.is_direct() {
+            let mut result = Ok(());
+            target.source.for_pieces(chunk.rows.clone(), |bytes| {
+                if result.is_ok() {
+                    result = self.writer.write(bytes);
+                }
+            });
+            result?;
+        } else {
+            self.writer.write(bytes)?;
+        }
+        if self.writer.position() - self.started >= WRITEBACK {
+            self.start_writeback();
         }
         Ok(())
     }
 
-    fn encode_chunk(&self, chunk: &Chunk, out: &mut [u8], scratch: &mut Vec<f32>) -> Result<()> {
-        let target = &self.targets[chunk.tensor];
-        let source = &target.source;
-        if source.is_direct(target.ty) {
-            return source.check_finite(chunk.rows.clone());
-        }
-        if source.is_copy(target.ty) {
-            return source.copy(chunk.rows.clone(), out);
-        }
-        scratch.resize(chunk.weights, 0.0);
-        source.load(chunk.rows.clone(), scratch, self.simd)?;
-        let rows = self.rows(chunk, scratch);
-        match self.backend.batch() {
-            Batch::Core => self.backend.encode_blocks(rows, out),
-            Batch::All => Cpu { simd: self.simd }.encode_blocks(rows, out),
-        }
+    fn start_writeback(&mut self) {
+        let written = self.writer.position();
+        start_writeback(self.writer.get_ref(), self.started, written - self.started);
+        self.started = written;
+        self.peak = memory::anonymous().unwrap_or(0).max(self.peak);
     }
 
-    /// Weights from a chunk on, all of its matrix.
-    fn rows<'a>(&'a self, chunk: &Chunk, weights: &'a [f32]) -> BlockRows<'a> {
-        let target = &self.targets[chunk.tensor];
-        let columns = target.source.row_len();
-        let importance = target.importance.map(|all| {
-            let expert = target.source.matrix_of(chunk.rows.start);
-            &all[expert * columns..(expert + 1) * columns]
-        });
-        BlockRows { ty: target.ty, weights, columns, importance }
+    /// Returns the most memory that the program had allocated, in bytes.
+    fn finish(mut self) -> io::Result<u64> {
+        self.start_writeback();
+        self.writer.finish()?;
+        Ok(self.peak)
     }
-}
-
-/// Does all work and gives the first failure in order. `try_for_each` stops at any failure; looking for the first makes
-/// the message the same every time.
-fn first_failure(work: impl IndexedParallelIterator<Item = Result<()>>) -> Result<()> {
-    work.filter_map(Result::err).reduce_with(|first, _| first).map_or(Ok(()), Err)
-}
-
-/// Runs of neighbours with the same key.
-fn by<T, K: PartialEq>(list: Vec<T>, key: impl Fn(&T) -> K) -> Vec<Vec<T>> {
-    let mut runs: Vec<Vec<T>> = Vec::new();
-    for item in list {
-        match runs.last_mut() {
-            Some(run) if key(&run[0]) == key(&item) => run.push(item),
-            _ => runs.push(vec![item]),
-        }
-    }
-    runs
-}
-
-fn write_slabs(
-    file: &mut File,
-    layout: Layout,
-    slabs: &[Slab],
-    targets: &[Target<'_>],
-    full: Receiver<(usize, Vec<u8>)>,
-    empty: &SyncSender<Vec<u8>>,
-) -> io::Result<()> {
-    let mut started = 0;
-    let mut writer = Writer::new(&mut *file, layout)?;
-    for (i, buffer) in full {
-        // Chunks of one tensor lie side by side: one write for all of them.
-        let mut start = 0;
-        for piece in slabs[i].chunk_by(|a, b| a.tensor == b.tensor) {
-            let target = &targets[piece[0].tensor];
-            if target.source.is_direct(target.ty) {
-                let rows = piece[0].rows.start..piece[piece.len() - 1].rows.end;
-                let mut result = Ok(());
-                target.source.for_pieces(rows, |bytes| {
-                    if result.is_ok() {
-                        result = writer.write(bytes);
-                    }
-                });
-                result?;
-            } else {
-                let end = start + piece.iter().map(|c| c.bytes).sum::<usize>();
-                writer.write(&buffer[start..end])?;
-                start = end;
-            }
-        }
-        let written = writer.position();
-        start_writeback(writer.get_ref(), started, written - started);
-        started = written;
-        let _ = empty.try_send(buffer);
-        if i + 1 == slabs.len() {
-            return writer.finish().map(|_| ());
-        }
-    }
-    // The encoder stopped early; the caller knows why and drops the file.
-    Ok(())
 }

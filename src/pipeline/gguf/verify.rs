@@ -6,7 +6,8 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::Target;
-use super::slab::{Chunk, slabs};
+use super::chunk::{Chunk, chunks};
+use crate::backend::Batch;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::blocks::{self, Simd};
@@ -110,30 +111,23 @@ pub(super) fn verify(
         }
     }
     let mut losses = vec![Loss::default(); targets.len()];
-    let mut offset = vec![0usize; targets.len()];
-    for slab in slabs(targets) {
+    let chunks = chunks(targets, Batch::Core);
+    let parts = chunks.par_iter().map(|chunk| {
         cancel.check()?;
-        let starts: Vec<(Chunk, usize)> = slab
-            .into_iter()
-            .map(|chunk| {
-                let start = offset[chunk.tensor];
-                offset[chunk.tensor] += chunk.bytes;
-                (chunk, start)
-            })
-            .collect();
-        let parts: Vec<Result<Loss>> = starts
-            .par_iter()
-            .map(|(chunk, start)| {
-                let target = &targets[chunk.tensor];
-                let data = &reader.data(&reader.tensors()[chunk.tensor])[*start..start + chunk.bytes];
-                let loss = SCRATCH.with_borrow_mut(|scratch| compare(target, chunk, data, scratch, simd));
-                progress.advance(chunk.weights as u64);
-                loss
-            })
-            .collect();
-        for ((chunk, _), part) in starts.iter().zip(parts) {
-            losses[chunk.tensor].add(part?);
-        }
+        let data = reader.data(&reader.tensors()[chunk.tensor]);
+        let data = &data[chunk.start..chunk.start + chunk.bytes];
+        let target = &targets[chunk.tensor];
+        // Taken, not borrowed: a thread that waits for others to decode may begin another chunk.
+        let mut scratch = SCRATCH.take();
+        let loss = compare(target, chunk, data, &mut scratch, simd);
+        SCRATCH.set(scratch);
+        progress.advance(chunk.weights as u64);
+        loss
+    });
+    // Collected before any is looked at: the first failure in order makes the message the same every time.
+    let parts: Vec<Result<Loss>> = parts.collect();
+    for (chunk, part) in chunks.iter().zip(parts) {
+        losses[chunk.tensor].add(part?);
     }
     for (target, loss) in targets.iter().zip(&losses) {
         let allowed = allowed(target.ty, target.planned.len(), loss.energy);
@@ -153,6 +147,7 @@ pub(super) fn verify(
     Ok(losses)
 }
 
+#[derive(Default)]
 struct Scratch {
     source: Vec<f32>,
     decoded: Vec<f32>,

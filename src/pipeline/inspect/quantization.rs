@@ -8,7 +8,6 @@ use crate::error::Result;
 use crate::format::packed::config::{Method, Stated};
 use crate::format::packed::{PackedModel, Scheme};
 use crate::source::SourceModel;
-use crate::source::config::Config;
 use crate::source::dense::Dense;
 
 /// How a checkpoint is quantized. Absent values are not known.
@@ -52,14 +51,13 @@ pub struct PackedWeights {
     pub file_bytes: u64,
 }
 
-/// Looks for a quantization.
+/// Looks at a quantization that a directory states.
 ///
 /// # Errors
-/// `Invalid` if the weights are not what the directory says.
-pub(super) fn inspect(source: &SourceModel, config: &Config) -> Result<Option<Quantization>> {
-    let Some(stated) = Stated::find(source.dir(), config.raw())? else { return Ok(None) };
+/// `Invalid` if the weights are not what it says.
+pub(super) fn inspect(source: &SourceModel, stated: &Stated) -> Result<Quantization> {
     if let Method::Other(method) = stated.method()? {
-        return Ok(Some(Quantization {
+        return Ok(Quantization {
             method,
             bits: None,
             group_size: None,
@@ -68,9 +66,9 @@ pub(super) fn inspect(source: &SourceModel, config: &Config) -> Result<Option<Qu
             checkpoint_format: None,
             quantizer: stated.quantizer(),
             weights: None,
-        }));
+        });
     }
-    let scheme = Scheme::read(&stated)?;
+    let scheme = Scheme::read(stated)?;
     let mut found = Quantization {
         method: scheme.method.into(),
         bits: Some(scheme.base.bits),
@@ -84,7 +82,7 @@ pub(super) fn inspect(source: &SourceModel, config: &Config) -> Result<Option<Qu
     if source.has_weights() {
         found.weights = Some(weigh(&PackedModel::open(source.dir(), scheme)?)?);
     }
-    Ok(Some(found))
+    Ok(found)
 }
 
 fn weigh(model: &PackedModel) -> Result<PackedWeights> {

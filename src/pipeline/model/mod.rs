@@ -1,7 +1,8 @@
 //! A model that can be computed.
 
 pub mod gguf;
-mod packed;
+mod origin;
+pub mod packed;
 
 use std::io::Read;
 use std::path::Path;
@@ -16,6 +17,7 @@ use crate::source::dense::Dense;
 use crate::source::safetensors::Tensors;
 use crate::source::tokenizer::encoder::Encoder;
 use crate::source::{Need, SourceModel};
+pub use origin::Origin;
 
 /// A model with its weights and its tokenizer.
 #[derive(Debug)]
@@ -30,6 +32,10 @@ pub struct OpenModel {
     pub encoder: Encoder,
     /// The format that it came in, as commands call it.
     pub format: &'static str,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Bytes of the files that hold its weights.
+    pub file_bytes: u64,
 }
 
 impl OpenModel {
@@ -49,21 +55,48 @@ impl OpenModel {
         if is_gguf(path) {
             return gguf::open(path, ignore_config, progress);
         }
-        let source = SourceModel::open(model, Need::Weights, cancel, progress)?;
-        let (model, weights, format): (Model, Box<dyn Dense>, _) = match packed::open(&source, ignore_config)?
-        {
-            Some((model, weights)) => {
-                let method = weights.scheme().method;
-                (model, Box::new(weights), method)
-            }
-            None => {
-                let model = Model::read(source.config()?, ignore_config)?;
-                (model, Box::new(Tensors::open(source.dir())?), "hf")
-            }
+        OpenModel::of(SourceModel::open(model, Need::Weights, cancel, progress)?, ignore_config, progress)
+    }
+
+    /// The same of a directory.
+    ///
+    /// # Errors
+    /// As [`OpenModel::open`].
+    pub fn of(source: SourceModel, ignore_config: &[String], progress: &dyn Progress) -> Result<OpenModel> {
+        let Some((model, weights)) = packed::open(&source, ignore_config)? else {
+            return OpenModel::unquantized(source, ignore_config, progress);
         };
+        let (method, bytes) = (weights.scheme().method, weights.tensors().file_bytes());
+        OpenModel::with(source, model, Box::new(weights), method, bytes, progress)
+    }
+
+    /// The same of a directory whose weights are not quantized.
+    ///
+    /// # Errors
+    /// As [`OpenModel::open`].
+    pub fn unquantized(
+        source: SourceModel,
+        ignore_config: &[String],
+        progress: &dyn Progress,
+    ) -> Result<OpenModel> {
+        let model = Model::read(source.config()?, ignore_config)?;
+        let tensors = Tensors::open(source.dir())?;
+        let bytes = tensors.file_bytes();
+        OpenModel::with(source, model, Box::new(tensors), "hf", bytes, progress)
+    }
+
+    fn with(
+        source: SourceModel,
+        model: Model,
+        weights: Box<dyn Dense>,
+        format: &'static str,
+        file_bytes: u64,
+        progress: &dyn Progress,
+    ) -> Result<OpenModel> {
         model.warnings.iter().for_each(|w| progress.warn(w));
         let encoder = Encoder::open(source.dir())?;
-        Ok(OpenModel { name: source.name()?, model, weights, encoder, format })
+        let name = source.name()?;
+        Ok(OpenModel { name, model, weights, encoder, format, origin: Origin::Directory(source), file_bytes })
     }
 
     /// The decoder of this model.
@@ -76,7 +109,7 @@ impl OpenModel {
 }
 
 /// Whether a path is a file that is GGUF or is named so.
-fn is_gguf(path: &Path) -> bool {
+pub(in crate::pipeline) fn is_gguf(path: &Path) -> bool {
     let begins = || {
         let mut magic = [0; MAGIC.len()];
         std::fs::File::open(path)

@@ -10,7 +10,10 @@ use crate::source::SourceModel;
 ///
 /// # Errors
 /// `Unsupported` for other methods, `Invalid` if the weights are not what the directory says.
-pub(super) fn open(source: &SourceModel, ignore_config: &[String]) -> Result<Option<(Model, PackedModel)>> {
+pub(in crate::pipeline) fn open(
+    source: &SourceModel,
+    ignore_config: &[String],
+) -> Result<Option<(Model, PackedModel)>> {
     let config = source.config()?;
     let Some(stated) = Stated::find(source.dir(), config.raw())? else { return Ok(None) };
     let scheme = Scheme::read(&stated)?;

@@ -73,7 +73,13 @@ pub(super) fn quadratic_form(x: &[f32], width: usize, problem: &Problem) -> Vec<
 }
 
 /// `out = H[columns, all] * x`, where `x` is `[size, width]` and `out` `[columns, width]`.
-fn times_hessian(out: &mut [f32], problem: &Problem, columns: Range<usize>, x: &[f32], width: usize) {
+pub(in crate::quant) fn times_hessian(
+    out: &mut [f32],
+    problem: &Problem,
+    columns: Range<usize>,
+    x: &[f32],
+    width: usize,
+) {
     let size = problem.size;
     let left = View::block(&problem.hessian, size, columns, 0..size);
     multiply(out, width, 0.0, 1.0, left, View::block(x, width, 0..size, 0..width));

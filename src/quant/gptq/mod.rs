@@ -9,9 +9,9 @@
 //! The rows of a matrix do not depend on each other. They are divided in a fixed way, so that the result is the same on any
 //! number of threads.
 
-mod descent;
+pub(super) mod descent;
 mod order;
-mod rows;
+pub(super) mod rows;
 mod solve;
 #[cfg(test)]
 mod tests;
@@ -24,7 +24,7 @@ use rayon::prelude::*;
 use super::cholesky;
 use super::codes::{Grid, QuantizedLinear};
 use super::gram::Gram;
-use crate::format::gguf::blocks::{Simd, Work};
+use crate::format::gguf::blocks::Simd;
 use order::Order;
 use rows::Rows;
 
@@ -106,13 +106,13 @@ impl Loss {
 /// All that the matrices which share an input have in common.
 #[derive(Debug)]
 pub struct Problem {
-    size: usize,
-    grid: Grid,
+    pub(super) size: usize,
+    pub(super) grid: Grid,
     lowest_zero: u8,
     sweeps: usize,
     order: Order,
     /// The Hessian in the original order, with `ridge` added to its diagonal.
-    hessian: Vec<f32>,
+    pub(super) hessian: Vec<f32>,
     ridge: f32,
     /// The damped diagonal in the original order.
     diagonal: Vec<f32>,
@@ -175,6 +175,21 @@ impl Problem {
     /// # Panics
     /// If the weights are not whole rows or are not finite.
     pub fn quantize(&self, weights: &[f32], simd: Simd) -> (QuantizedLinear, Loss) {
+        self.quantize_by(weights, |rows| match &self.factor {
+            Some((factor, _)) => {
+                solve::solve(rows, self, factor, simd);
+                descent::descend(rows, self, self.sweeps, simd);
+            }
+            None => rows.search(self, simd),
+        })
+    }
+
+    /// Quantizes a matrix, some rows at a time, by `solve`, which is to find scales, zero points and codes.
+    pub(in crate::quant) fn quantize_by(
+        &self,
+        weights: &[f32],
+        solve: impl Fn(&mut Rows) + Sync,
+    ) -> (QuantizedLinear, Loss) {
         let size = self.size;
         assert!(weights.len().is_multiple_of(size), "{} weights in rows of {size}", weights.len());
         let (rows, groups) = (weights.len() / size, self.grid.groups(size));
@@ -188,13 +203,7 @@ impl Problem {
             .map(|((weights, codes), (scales, zeros))| {
                 let mut rows = Rows::new(self, weights);
                 let energy = descent::quadratic_form(&rows.weights, rows.width, self);
-                match &self.factor {
-                    Some((factor, _)) => {
-                        solve::solve(&mut rows, self, factor, simd);
-                        descent::descend(&mut rows, self, self.sweeps, simd);
-                    }
-                    None => simd.compile(Search { rows: &mut rows, problem: self }),
-                }
+                solve(&mut rows);
                 let error = descent::loss(&mut rows, self);
                 rows.finish(codes, scales, zeros, self);
                 Loss { error: error.iter().sum(), energy: energy.iter().sum() }
@@ -209,7 +218,8 @@ impl Problem {
         (linear, loss)
     }
 
-    fn columns_of(&self, group: usize) -> Range<usize> {
+    /// The columns of a group.
+    pub(in crate::quant) fn columns_of(&self, group: usize) -> Range<usize> {
         let start = group * self.grid.group_size;
         start..(start + self.grid.group_size).min(self.size)
     }
@@ -235,18 +245,5 @@ fn factor(hessian: &[f32], order: &Order, damp: f32, mean: f32) -> Option<(Vec<f
         if damp > DAMP_LIMIT {
             return None;
         }
-    }
-}
-
-struct Search<'a> {
-    rows: &'a mut Rows,
-    problem: &'a Problem,
-}
-
-impl Work for Search<'_> {
-    #[inline(always)]
-    fn run(self) {
-        self.rows.choose_scales(self.problem);
-        self.rows.round(self.problem);
     }
 }

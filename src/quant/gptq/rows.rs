@@ -3,24 +3,25 @@
 use half::f16;
 
 use super::Problem;
+use crate::format::gguf::blocks::{Simd, Work};
 use crate::quant::lanes::{LANES, Lanes};
 use crate::quant::scale_search::{self, Scale};
 
 /// Rows on their way to codes. Everything is transposed, so that the rows of one column lie side by side: `[columns, width]`.
 /// Rows beyond the matrix are zeros.
-pub(super) struct Rows {
+pub(in crate::quant) struct Rows {
     /// Rows, rounded up to whole [`Lanes`].
-    pub(super) width: usize,
+    pub(in crate::quant) width: usize,
     /// The weights, in the original order of the columns.
-    pub(super) weights: Vec<f32>,
+    pub(in crate::quant) weights: Vec<f32>,
     /// Code minus zero point, in the original order.
-    pub(super) codes: Vec<f32>,
+    pub(in crate::quant) codes: Vec<f32>,
     /// Weight minus quantized weight, in the order that the stage of the work wants.
-    pub(super) errors: Vec<f32>,
+    pub(in crate::quant) errors: Vec<f32>,
     /// `[groups, width]`.
-    pub(super) scales: Vec<f32>,
+    pub(in crate::quant) scales: Vec<f32>,
     /// `[groups, width]`.
-    pub(super) zeros: Vec<f32>,
+    pub(in crate::quant) zeros: Vec<f32>,
     /// `[longest block, width]` for what products of matrices give.
     pub(super) product: Vec<f32>,
 }
@@ -100,8 +101,13 @@ impl Rows {
         }
     }
 
+    /// Chooses scales from the weights as they are and rounds to the nearest codes.
+    pub(in crate::quant) fn search(&mut self, problem: &Problem, simd: Simd) {
+        simd.compile(Search { rows: self, problem });
+    }
+
     /// Computes all errors anew, in the original order.
-    pub(super) fn find_errors(&mut self, problem: &Problem) {
+    pub(in crate::quant) fn find_errors(&mut self, problem: &Problem) {
         let width = self.width;
         for column in 0..problem.size {
             let scales = &self.scales[column / problem.grid.group_size * width..][..width];
@@ -127,5 +133,18 @@ impl Rows {
                 zeros[row * groups + group] = self.zeros[group * self.width + row] as u8;
             }
         }
+    }
+}
+
+struct Search<'a> {
+    rows: &'a mut Rows,
+    problem: &'a Problem,
+}
+
+impl Work for Search<'_> {
+    #[inline(always)]
+    fn run(self) {
+        self.rows.choose_scales(self.problem);
+        self.rows.round(self.problem);
     }
 }

@@ -1,4 +1,4 @@
-//! SentencePiece's `.model` file: the few fields of its protocol buffer that a vocabulary needs.
+//! SentencePiece's `.model` file: the few fields of its protocol buffer that a vocabulary needs, read and written.
 //!
 //! Message and field numbers: `sentencepiece_model.proto` of the SentencePiece project. Unknown fields are
 //! skipped, as protocol buffers ask.
@@ -11,7 +11,7 @@ use crate::error::Result;
 /// What a piece is, with SentencePiece's own numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PieceKind {
-    Normal,
+    Normal = 1,
     Unknown,
     Control,
     UserDefined,
@@ -72,6 +72,69 @@ fn piece(mut reader: Reader<'_>, index: usize) -> Result<Piece> {
         return Err(reader.broken(format!("piece {index} is empty")));
     }
     Ok(piece)
+}
+
+/// The file of a BPE model with byte fallback.
+///
+/// `special` are the ids of the unknown token, of those that begin and end a text, and of padding; -1 is none. `dummy_prefix` says
+/// whether a space is put before a text.
+pub(crate) fn write(pieces: &[Piece], special: [i32; 4], dummy_prefix: bool) -> Vec<u8> {
+    let mut out = Writer::default();
+    for piece in pieces {
+        let mut inner = Writer::default();
+        inner.bytes(1, &piece.text);
+        inner.fixed32(2, piece.score.to_bits());
+        inner.varint(3, piece.kind as u64);
+        out.bytes(1, &inner.0);
+    }
+    let mut trainer = Writer::default();
+    // TrainerSpec: 3 model_type (2 is BPE), 4 vocab_size, 35 byte_fallback, 40 to 43 ids of unk, bos, eos and pad.
+    trainer.varint(3, 2);
+    trainer.varint(4, pieces.len() as u64);
+    trainer.varint(35, 1);
+    for (field, id) in (40..).zip(special) {
+        // A negative int32 is written as the int64 of its value.
+        trainer.varint(field, i64::from(id).cast_unsigned());
+    }
+    out.bytes(2, &trainer.0);
+    let mut normalizer = Writer::default();
+    // NormalizerSpec: 1 name, 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces.
+    normalizer.bytes(1, b"identity");
+    normalizer.varint(3, dummy_prefix.into());
+    normalizer.varint(4, 0);
+    normalizer.varint(5, 1);
+    out.bytes(3, &normalizer.0);
+    out.0
+}
+
+/// A message in the wire format.
+#[derive(Default)]
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn number(&mut self, mut value: u64) {
+        while value > 0x7f {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+
+    fn varint(&mut self, field: u64, value: u64) {
+        self.number(field << 3);
+        self.number(value);
+    }
+
+    fn fixed32(&mut self, field: u64, bits: u32) {
+        self.number(field << 3 | 5);
+        self.0.extend(bits.to_le_bytes());
+    }
+
+    fn bytes(&mut self, field: u64, bytes: &[u8]) {
+        self.number(field << 3 | 2);
+        self.number(bytes.len() as u64);
+        self.0.extend(bytes);
+    }
 }
 
 /// A value as the wire format tells it.
@@ -185,6 +248,20 @@ pub(crate) mod tests {
         assert_eq!(got[1], Piece { text: "▁a".into(), score: -1.5, kind: PieceKind::Normal });
         let kinds: Vec<_> = got.iter().map(|p| p.kind).collect();
         assert_eq!(kinds[2..], [PieceKind::Byte, PieceKind::UserDefined, PieceKind::Unused]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let long = "▁".repeat(100);
+        let kinds =
+            [PieceKind::Unknown, PieceKind::Control, PieceKind::Normal, PieceKind::Byte, PieceKind::Unused];
+        let made: Vec<Piece> = kinds
+            .into_iter()
+            .zip(["<unk>", "<s>", &long, "<0x0A>", "[PAD4]"])
+            .map(|(kind, text)| Piece { text: text.into(), score: -1.5, kind })
+            .collect();
+        let bytes = write(&made, [0, 1, -1, -1], false);
+        assert_eq!(pieces(&bytes, Path::new("tokenizer.model")).unwrap(), made);
     }
 
     #[test]

@@ -68,11 +68,10 @@ pub(super) fn unpack_4_bits(packed: &[u8], i: usize) -> u8 {
 #[inline(always)]
 pub(super) fn pack_bit(levels: &[u8; QK_K], bit: u32, out: &mut [u8]) {
     let out: &mut [u8; 32] = out.try_into().expect("one bit for each of 256 levels");
-    *out = [0; 32];
-    for (k, levels) in levels.as_chunks::<32>().0.iter().enumerate() {
-        for i in 0..32 {
-            out[i] |= ((levels[i] >> bit) & 1) << k;
-        }
+    // Written out, so that all shifts are by constants and nothing is added up in memory.
+    for i in 0..32 {
+        let of = |k: usize| ((levels[32 * k + i] >> bit) & 1) << k;
+        out[i] = of(0) | of(1) | of(2) | of(3) | of(4) | of(5) | of(6) | of(7);
     }
 }
 

@@ -30,6 +30,9 @@ pub(super) const fn level_bytes(bits: u32) -> usize {
     if bits == 5 { 20 } else { 16 }
 }
 
+/// Blocks whose scales are found together.
+const GROUP: usize = 16;
+
 struct Plain<'a, const BITS: u32> {
     src: &'a [f32],
     dst: &'a mut [u8],
@@ -39,17 +42,29 @@ impl<const BITS: u32> Kernel for Plain<'_, BITS> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let half = (1 << (BITS - 1)) as f32;
-        let dst = self.dst.chunks_exact_mut(2 + level_bytes(BITS));
-        for (x, out) in self.src.as_chunks::<32>().0.iter().zip(dst) {
-            let scale = first_extreme::<V>(x) / -half;
-            let factor = V::splat(if scale != 0.0 { 1.0 / scale } else { 0.0 });
-            let mut levels = [0; 32];
-            for i in (0..32).step_by(V::N) {
-                let l = (V::load(&x[i..]) * factor + V::splat(half + 0.5)).trunc();
-                V::store_u8(V::int_min(V::int((1 << BITS) - 1), l), &mut levels[i..]);
+        let bytes = 2 + level_bytes(BITS);
+        // Scales of many blocks at once are found in vector registers; one at a time they take as long as the levels.
+        let groups = self.src.as_chunks::<32>().0.chunks(GROUP).zip(self.dst.chunks_mut(GROUP * bytes));
+        for (group, out) in groups {
+            let mut scales = [0.0; GROUP];
+            for (x, scale) in group.iter().zip(&mut scales) {
+                *scale = first_extreme::<V>(x) / -half;
             }
-            out[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
-            pack_levels::<BITS>(&levels, &mut out[2..]);
+            let (mut factors, mut halves) = ([0.0; GROUP], [0; GROUP]);
+            for b in 0..GROUP {
+                factors[b] = if scales[b] != 0.0 { 1.0 / scales[b] } else { 0.0 };
+                halves[b] = f32_to_f16(scales[b]);
+            }
+            for (b, (x, out)) in group.iter().zip(out.chunks_exact_mut(bytes)).enumerate() {
+                let factor = V::splat(factors[b]);
+                let mut levels = [0; 32];
+                for i in (0..32).step_by(V::N) {
+                    let l = (V::load(&x[i..]) * factor + V::splat(half + 0.5)).trunc();
+                    V::store_u8(V::int_min(V::int((1 << BITS) - 1), l), &mut levels[i..]);
+                }
+                out[..2].copy_from_slice(&halves[b].to_le_bytes());
+                pack_levels::<BITS>(&levels, &mut out[2..]);
+            }
         }
     }
 }
@@ -128,13 +143,25 @@ pub(super) fn pack_levels<const BITS: u32>(levels: &[u8; 32], out: &mut [u8]) {
 }
 
 /// The levels that [`pack_levels`] packed.
+#[inline(always)]
 pub(super) fn unpack_levels<const BITS: u32>(packed: &[u8]) -> [u8; 32] {
     let (high, low) = packed.split_at(level_bytes(BITS) - 16);
-    let high = if BITS == 5 { u32::from_le_bytes([high[0], high[1], high[2], high[3]]) } else { 0 };
-    std::array::from_fn(|i| {
-        let low = if i < 16 { low[i] & 15 } else { low[i - 16] >> 4 };
-        low | ((high >> i & 1) << 4) as u8
-    })
+    let low: &[u8; 16] = low.try_into().expect("half a byte for each of 32 levels");
+    let mut levels = [0; 32];
+    // Two plain loops, which become a few instructions on whole registers.
+    for i in 0..16 {
+        levels[i] = low[i] & 15;
+    }
+    for i in 0..16 {
+        levels[i + 16] = low[i] >> 4;
+    }
+    if BITS == 5 {
+        let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
+        for (i, level) in levels.iter_mut().enumerate() {
+            *level |= ((high >> i & 1) << 4) as u8;
+        }
+    }
+    levels
 }
 
 /// Decodes one block (`dequantize_row_q4_0`, `dequantize_row_q5_0`).

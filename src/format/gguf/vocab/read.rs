@@ -1,6 +1,8 @@
 //! Reads a vocabulary as llama.cpp does (`llama_vocab::impl::load` in `src/llama-vocab.cpp`): with its defaults for keys
 //! that are absent, and its corrections of token types.
 
+use std::collections::HashMap;
+
 use super::super::metadata::{Array, Metadata, Value};
 use crate::error::{Error, Kind, Result};
 use crate::source::vocab::{ChatTemplate, TokenType, Vocab, VocabModel};
@@ -263,10 +265,16 @@ fn chat_template(meta: &Metadata) -> Option<ChatTemplate> {
         Some(Value::Array(Array::Str(names))) => names.as_slice(),
         _ => &[],
     };
+    // Keys are looked through once, however many names there are.
+    let templates: HashMap<&str, &str> = meta
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix("tokenizer.chat_template.")?, value.as_str()?)))
+        .collect();
     let mut named: Vec<(String, String)> = names
         .iter()
-        .filter_map(|name| String::from_utf8(name.clone()).ok())
-        .filter_map(|name| Some((name.clone(), text(&format!("tokenizer.chat_template.{name}"))?)))
+        .filter_map(|name| std::str::from_utf8(name).ok())
+        .filter_map(|name| Some((name.to_owned(), (*templates.get(name)?).to_owned())))
+        .take(templates.len())
         .collect();
     if named.is_empty() {
         return default.map(ChatTemplate::One);

@@ -12,7 +12,7 @@ const MAX_PARTS: usize = 99_999;
 
 /// All tensors of a model, in one file or several.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(in crate::pipeline) struct Files {
     path: PathBuf,
     readers: Vec<Reader>,
     /// Part and place of each tensor, by its name.
@@ -25,7 +25,7 @@ impl Files {
     /// # Errors
     /// `Invalid` if a file is damaged, a part is missing, or the parts do not fit each other; `Usage` for a part that is
     /// not the first.
-    pub(super) fn open(path: &Path) -> Result<Files> {
+    pub(in crate::pipeline) fn open(path: &Path) -> Result<Files> {
         let first = Reader::open(path)?;
         let count = part_number(first.metadata(), "split.count").unwrap_or(1);
         let mut readers = vec![first];
@@ -81,28 +81,48 @@ impl Files {
     }
 
     /// Where the first file is.
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::pipeline) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The key-value part, which is the first file's.
-    pub(super) fn metadata(&self) -> &Metadata {
+    pub(in crate::pipeline) fn metadata(&self) -> &Metadata {
         self.readers[0].metadata()
     }
 
     /// The tensor of this name.
-    pub(super) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+    pub(in crate::pipeline) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         let (part, at) = self.index.get(name)?;
         Some(&self.readers[*part].tensors()[*at])
     }
 
+    /// All tensors, in the files' order.
+    pub(in crate::pipeline) fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.readers.iter().flat_map(|reader| reader.tensors())
+    }
+
     /// The names of all tensors, in the files' order.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.readers.iter().flat_map(|reader| reader.tensors()).map(|t| t.name.as_str())
+    pub(in crate::pipeline) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors().map(|t| t.name.as_str())
+    }
+
+    /// Bytes of all files.
+    pub(in crate::pipeline) fn bytes(&self) -> u64 {
+        self.readers.iter().map(Reader::file_bytes).sum()
+    }
+
+    /// How many files there are.
+    pub(in crate::pipeline) fn count(&self) -> usize {
+        self.readers.len()
+    }
+
+    /// Version of the container.
+    pub(in crate::pipeline) fn version(&self) -> u32 {
+        self.readers[0].header().version
     }
 
     /// The bytes of a tensor; empty if there is none of this name.
-    pub(super) fn data(&self, name: &str) -> &[u8] {
+    pub(in crate::pipeline) fn data(&self, name: &str) -> &[u8] {
         let Some((part, at)) = self.index.get(name) else { return &[] };
         let reader = &self.readers[*part];
         reader.data(&reader.tensors()[*at])

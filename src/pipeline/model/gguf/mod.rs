@@ -1,12 +1,12 @@
 //! A model in GGUF: everything that a Hugging Face directory holds, out of one file.
 
-mod files;
+pub(in crate::pipeline) mod files;
 mod params;
 mod weights;
 
 use std::path::Path;
 
-use super::OpenModel;
+use super::{OpenModel, Origin};
 use crate::arch::Model;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::vocab::read_vocab;
@@ -23,7 +23,11 @@ use weights::Weights;
 /// # Errors
 /// `Unsupported` for an architecture, tokenizer or tensor type that is not supported; `Invalid` if the file is damaged,
 /// or a key or tensor is missing.
-pub(super) fn open(path: &Path, ignore_config: &[String], progress: &dyn Progress) -> Result<OpenModel> {
+pub(in crate::pipeline) fn open(
+    path: &Path,
+    ignore_config: &[String],
+    progress: &dyn Progress,
+) -> Result<OpenModel> {
     let files = Files::open(path)?;
     let config =
         Config::rebuilt(params::rebuild(&files)?, format!("config.json rebuilt from {}", path.display()))?;
@@ -41,6 +45,8 @@ pub(super) fn open(path: &Path, ignore_config: &[String], progress: &dyn Progres
     Ok(OpenModel {
         name: name(path, files.metadata()),
         encoder: tokenizer.encoder()?,
+        origin: Origin::Gguf { metadata: files.metadata().clone(), tokenizer: Box::new(tokenizer) },
+        file_bytes: files.bytes(),
         weights: Box::new(Weights::new(&model, files)?),
         model,
         format: "gguf",

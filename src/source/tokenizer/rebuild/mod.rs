@@ -22,6 +22,8 @@ pub struct Rebuilt {
     pub definition: Value,
     /// `tokenizer_config.json`.
     pub config: Value,
+    /// `tokenizer.model` of SentencePiece, which alone holds the scores.
+    pub model: Option<Vec<u8>>,
     /// What is known of special tokens.
     pub special: SpecialTokens,
     /// What the user should know.
@@ -89,7 +91,11 @@ pub fn rebuild(vocab: &Vocab) -> Result<Rebuilt> {
             "merges": parts.merges,
         },
     });
-    Ok(Rebuilt { definition, config: config(vocab)?, special, warnings })
+    let model = match &vocab.model {
+        VocabModel::ByteLevelBpe { .. } => None,
+        VocabModel::SentencePiece { scores } => Some(sentence_piece::model(vocab, scores)),
+    };
+    Ok(Rebuilt { definition, config: config(vocab)?, model, special, warnings })
 }
 
 impl Rebuilt {
@@ -104,18 +110,20 @@ impl Rebuilt {
         Ok(Encoder::new(tokenizer, self.special.clone()))
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into `dir`.
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and, of SentencePiece, `tokenizer.model` into `dir`.
     ///
     /// # Errors
     /// `Resources` if they cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
         for (name, value) in [("tokenizer.json", &self.definition), ("tokenizer_config.json", &self.config)] {
-            let path = dir.join(name);
-            std::fs::write(&path, format!("{value:#}\n"))
-                .map_err(|e| Error::output(format!("cannot write {}", path.display()), e))?;
+            write(&dir.join(name), format!("{value:#}\n").as_bytes())?;
         }
-        Ok(())
+        self.model.as_ref().map_or(Ok(()), |model| write(&dir.join("tokenizer.model"), model))
     }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).map_err(|e| Error::output(format!("cannot write {}", path.display()), e))
 }
 
 /// Whether a token only fills the vocabulary up to the size of the embedding.
@@ -210,6 +218,12 @@ fn config(vocab: &Vocab) -> Result<Value> {
             let list: Vec<Value> =
                 list.iter().map(|(name, text)| json!({"name": name, "template": text})).collect();
             config.insert("chat_template".into(), json!(list));
+        }
+    }
+    if let VocabModel::SentencePiece { scores } = &vocab.model {
+        config.insert("added_tokens_decoder".into(), sentence_piece::added(vocab, scores)?);
+        if vocab.add_space_prefix == Some(false) {
+            config.insert("add_prefix_space".into(), json!(false));
         }
     }
     config.insert("clean_up_tokenization_spaces".into(), json!(false));

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
+use super::super::proto::{self, Piece, PieceKind};
 use super::Parts;
 use crate::error::{Error, Kind, Result};
 use crate::source::vocab::{TokenType, Vocab};
@@ -78,6 +79,52 @@ pub(super) fn parts(
         ignore_merges: false,
         merges: pairs.into_iter().map(|(_, _, left, right)| json!([left, right])).collect(),
     })
+}
+
+/// The score that llama.cpp's converter gives to tokens that were added to a model.
+const ADDED: f32 = -1000.0;
+
+/// Whether a token was added to the model and is none of its pieces.
+fn is_added(vocab: &Vocab, scores: &[f32], id: usize) -> bool {
+    match vocab.types[id] {
+        TokenType::UserDefined => true,
+        TokenType::Control | TokenType::Unknown => scores[id] == ADDED,
+        _ => false,
+    }
+}
+
+/// `tokenizer.model`: all tokens up to the last one that is a piece of the model.
+pub(super) fn model(vocab: &Vocab, scores: &[f32]) -> Vec<u8> {
+    let is_piece = |id: &usize| !is_added(vocab, scores, *id) && !super::is_filler(vocab, *id);
+    let end = (0..vocab.tokens.len()).rev().find(is_piece).map_or(0, |last| last + 1);
+    let piece = |id: usize| Piece {
+        text: vocab.tokens[id].clone(),
+        score: scores[id],
+        kind: match vocab.types[id] {
+            TokenType::Normal => PieceKind::Normal,
+            TokenType::Unknown => PieceKind::Unknown,
+            TokenType::Control => PieceKind::Control,
+            TokenType::UserDefined => PieceKind::UserDefined,
+            TokenType::Unused => PieceKind::Unused,
+            TokenType::Byte => PieceKind::Byte,
+        },
+    };
+    let pieces: Vec<Piece> = (0..end).map(piece).collect();
+    let id = |role: &str| super::role(vocab, role).map_or(-1, |id| id as i32);
+    proto::write(&pieces, ["unk", "bos", "eos", "pad"].map(id), vocab.add_space_prefix == Some(true))
+}
+
+/// `added_tokens_decoder` of `tokenizer_config.json`: the tokens that were added to the model, by id.
+pub(super) fn added(vocab: &Vocab, scores: &[f32]) -> Result<Value> {
+    let mut added = serde_json::Map::new();
+    for id in (0..vocab.tokens.len()).filter(|id| is_added(vocab, scores, *id)) {
+        let special = vocab.types[id] != TokenType::UserDefined;
+        let strips = vocab.strip_after.contains(&(id as u32));
+        let entry = json!({"content": super::text(vocab, id)?, "single_word": false, "lstrip": false, "rstrip": strips,
+            "normalized": false, "special": special});
+        added.insert(id.to_string(), entry);
+    }
+    Ok(Value::Object(added))
 }
 
 /// Looks for tokens of equal score.

@@ -1,9 +1,8 @@
-//! Which matrices of a model are quantized.
-
-use std::collections::BTreeMap;
+//! Which matrices a model's layers have.
 
 use regex::Regex;
 
+use super::Names;
 use crate::arch::Model;
 use crate::arch::decoder::{Input, LinearId, Step};
 use crate::error::{Error, Kind, Result};
@@ -14,6 +13,10 @@ use crate::source::dense::Dense;
 pub struct Matrix {
     /// Name of the linear layer in the checkpoint, without `.weight`.
     pub name: String,
+    /// It is `blk.{}.STEM.weight` in GGUF.
+    pub stem: &'static str,
+    /// Of which expert, where GGUF has those of all experts in one.
+    pub expert: usize,
     /// Outputs and inputs.
     pub shape: [usize; 2],
     /// What goes into it.
@@ -25,6 +28,33 @@ impl Matrix {
     pub fn tensor(&self) -> String {
         format!("{}.weight", self.name)
     }
+
+    /// Its weights, `[out, in]` row-major.
+    ///
+    /// # Errors
+    /// `Invalid` if one is not finite.
+    pub(in crate::pipeline) fn read(&self, weights: &dyn Dense) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.weights()];
+        weights.read(&self.tensor(), 0..self.shape[0], &mut values)?;
+        Ok(values)
+    }
+
+    /// Its bias, if it has one.
+    ///
+    /// # Errors
+    /// `Invalid` if an element is not finite.
+    pub(in crate::pipeline) fn read_bias(&self, weights: &dyn Dense) -> Result<Option<Vec<f32>>> {
+        let name = format!("{}.bias", self.name);
+        let Some(shape) = weights.shape(&name) else { return Ok(None) };
+        let mut bias = vec![0.0; shape.iter().product()];
+        weights.read(&name, 0..shape.first().copied().unwrap_or(1), &mut bias)?;
+        Ok(Some(bias))
+    }
+
+    /// Number of its weights.
+    pub fn weights(&self) -> usize {
+        self.shape[0] * self.shape[1]
+    }
 }
 
 /// The matrices of all layers, those of one layer in the order in which they are computed.
@@ -32,8 +62,7 @@ impl Matrix {
 /// # Errors
 /// `Invalid` if one is missing or has another shape than the configuration implies.
 pub fn find(model: &Model, weights: &dyn Dense) -> Result<Vec<Vec<Matrix>>> {
-    let canonical: BTreeMap<String, &str> =
-        weights.names().into_iter().filter_map(|name| Some((model.spec.canonical(name)?, name))).collect();
+    let names = Names::new(model, weights);
     let experts = 0..model.hyper.experts;
     let inputs: Vec<Input> = [Input::Attention, Input::AttentionOutput, Input::FeedForward]
         .into_iter()
@@ -44,32 +73,24 @@ pub fn find(model: &Model, weights: &dyn Dense) -> Result<Vec<Vec<Matrix>>> {
     let layer = |layer: usize| {
         let mut matrices = Vec::new();
         for &input in &inputs {
-            for gguf in (LinearId { layer, input }).tensors(model.spec) {
-                let template = gguf.replacen(&format!("blk.{layer}."), "blk.{}.", 1);
-                let rule = model.spec.rule(&template).expect("the tensor was named by its rule");
-                let expert = match input {
-                    Input::Expert(e) | Input::ExpertDown(e) => e,
-                    _ => 0,
-                };
-                let name = rule.hf.replace("{}", &layer.to_string()).replace("{e}", &expert.to_string());
+            for rule in (LinearId { layer, input }).rules(model.spec) {
+                let expert = expert_of(input);
                 let expected: Vec<usize> = rule.shape.iter().map(|dim| dim.size(&model.hyper)).collect();
-                let found = canonical.get(&name).and_then(|name| Some((*name, weights.shape(name)?)));
-                let Some((name, shape)) = found else {
-                    return Err(Error::new(
-                        Kind::Invalid,
-                        format!("tensor {name} is missing from the model"),
-                    )
-                    .hint("The download may be incomplete, or config.json belongs to another model."));
-                };
-                let [outputs, inputs] = *shape else { continue };
+                let name = names.of(rule, layer, expert).map_err(|name| {
+                    Error::new(Kind::Invalid, format!("tensor {name} is missing from the model"))
+                        .hint("The download may be incomplete, or config.json belongs to another model.")
+                })?;
+                let shape = weights.shape(name).unwrap_or_default();
                 if shape != expected {
                     return Err(Error::new(
                         Kind::Invalid,
                         format!("tensor {name} has shape {shape:?}; config.json implies {expected:?}"),
                     ));
                 }
+                let [outputs, inputs] = *shape else { continue };
                 let name = name.strip_suffix(".weight").unwrap_or(name).to_owned();
-                matrices.push(Matrix { name, shape: [outputs, inputs], input });
+                let stem = rule.gguf.trim_start_matches("blk.{}.").trim_end_matches(".weight");
+                matrices.push(Matrix { name, stem, expert, shape: [outputs, inputs], input });
             }
         }
         Ok(matrices)
@@ -77,8 +98,16 @@ pub fn find(model: &Model, weights: &dyn Dense) -> Result<Vec<Vec<Matrix>>> {
     (0..model.hyper.layers).map(layer).collect()
 }
 
+/// The expert that an input goes into, or 0.
+pub(in crate::pipeline) fn expert_of(input: Input) -> usize {
+    match input {
+        Input::Expert(expert) | Input::ExpertDown(expert) => expert,
+        _ => 0,
+    }
+}
+
 /// The step of a layer at whose end the inputs of a matrix are known; none for the head.
-pub(super) fn step_of(input: Input) -> Option<Step> {
+pub(in crate::pipeline) fn step_of(input: Input) -> Option<Step> {
     match input {
         Input::Attention => Some(Step::Attention),
         Input::AttentionOutput => Some(Step::AttentionOutput),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use regex::Regex;
 use serde::Serialize;
 
-use super::linears::Matrix;
+use super::Matrix;
 use crate::arch::Model;
 use crate::arch::spec::Use;
 use crate::format::packed::layers::fused;

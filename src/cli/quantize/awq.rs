@@ -1,0 +1,112 @@
+//! `llm-quantize quantize MODEL awq -q 4bit`.
+
+use clap::ValueEnum;
+
+use super::Common;
+use super::layerwise::{LayerwiseOptions, complete, describe_plan, describe_report};
+use crate::cli::data::DataArgs;
+use crate::cli::output::Output;
+use crate::cli::terminal::Terminal;
+use crate::cli::{CANCEL, Global};
+use crate::error::{Error, Kind, Result};
+use crate::pipeline::awq::report::{self, How, Method};
+use crate::pipeline::awq::{Config, Job};
+use crate::pipeline::convert::Wanted;
+use crate::quant::Grid;
+
+/// Group sizes of the container.
+const GROUP_SIZES: [i64; 3] = [32, 64, 128];
+
+/// Options of AWQ alone
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "AWQ")]
+pub(in crate::cli) struct AwqOptions {
+    /// What finds the codes of the scaled weights [default: awq]
+    #[arg(long, value_name = "SOLVER", value_enum)]
+    solver: Option<Solver>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Solver {
+    /// Each weight becomes the nearest code, in the range that is best for its group
+    Awq,
+    /// GPTQ: errors are made good by later columns; the container is the same
+    Gptq,
+}
+
+impl AwqOptions {
+    /// What they ask for; where it goes and the rest are to be filled in.
+    ///
+    /// # Errors
+    /// `Usage` for an option that makes no sense.
+    pub(in crate::cli) fn config(&self, layerwise: &LayerwiseOptions) -> Result<Config> {
+        let grid = Grid { bits: 4, group_size: layerwise.group_size(&GROUP_SIZES)?, symmetric: false };
+        Ok(Config {
+            options: layerwise.options(grid)?,
+            solver: match self.solver {
+                None | Some(Solver::Awq) => report::Solver::Awq,
+                Some(Solver::Gptq) => report::Solver::Gptq,
+            },
+        })
+    }
+
+    /// What codes that are there already would have to be.
+    ///
+    /// # Errors
+    /// `Usage` for a group size that makes no sense.
+    pub(in crate::cli) fn wanted(&self, layerwise: &LayerwiseOptions) -> Result<Wanted> {
+        layerwise.wanted(&GROUP_SIZES, None, &[("--solver", self.solver.is_some())])
+    }
+
+    /// The options that were given.
+    pub(in crate::cli) fn given(&self) -> Vec<&'static str> {
+        super::given(&[("--solver", self.solver.is_some())])
+    }
+}
+
+pub(super) fn run(
+    common: &Common,
+    layerwise: &LayerwiseOptions,
+    args: &AwqOptions,
+    data: &DataArgs,
+    global: &Global,
+    output: &Output,
+    terminal: &Terminal,
+) -> Result<()> {
+    check_level(&common.quant_level)?;
+    let config = args.config(layerwise)?;
+    let source = common.open(terminal)?;
+    let options = complete(config.options, "awq", &source, common, global)?;
+    let config = Config { options, ..config };
+    let job = Job::prepare(source, config, terminal)?;
+    let plan = job.plan();
+    if common.dry_run {
+        let summary = job.dry_run();
+        output.result(&summary, &describe_plan(&summary, &plan.options().output.display().to_string()));
+        return Ok(());
+    }
+    job.preflight()?;
+    let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
+    let (report, _) = job.run(&rows, terminal, &CANCEL)?;
+    if output.is_json() {
+        output.result(&report, "");
+    } else {
+        let exponents = |how: &How| match how.method {
+            Method::Awq | Method::Gptq { .. } => {
+                format!("{:.2} {:.2}", how.activation_exponent, how.weight_exponent)
+            }
+            Method::FewTokens | Method::Searched => "search".into(),
+        };
+        output.note(&describe_report(&report, output.is_verbose(), ("scaling", exponents)));
+    }
+    Ok(())
+}
+
+/// AWQ has one level.
+pub(in crate::cli) fn check_level(level: &str) -> Result<()> {
+    if level.eq_ignore_ascii_case("4bit") {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Usage, format!("Invalid quantization level '{level}' for AWQ"))
+        .hint("Valid level: 4bit."))
+}

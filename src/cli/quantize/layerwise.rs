@@ -1,0 +1,198 @@
+//! What the commands for GPTQ and AWQ share.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use super::Common;
+use crate::cli::Global;
+use crate::cli::output::{duration, size, thousands};
+use crate::error::{Error, Kind, Result};
+use crate::pipeline::convert::Wanted;
+use crate::pipeline::layerwise::report::{Linear, Report, Summary};
+use crate::pipeline::layerwise::{Options, matrices};
+use crate::quant::Grid;
+use crate::source::SourceModel;
+
+/// Matrices that the report lists unless all are wanted.
+const LISTED: usize = 10;
+
+/// Options of GPTQ and AWQ
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "GPTQ and AWQ")]
+pub(in crate::cli) struct LayerwiseOptions {
+    /// Inputs that share a scale: 32, 64, 128, of GPTQ also 256, or -1 for a whole row [default: 128]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    group_size: Option<i64>,
+    /// Keep linear layers whose name matches a regular expression in 16 bits; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    skip: Vec<String>,
+    /// Keep less in memory, compute more
+    #[arg(long)]
+    low_memory: bool,
+}
+
+impl LayerwiseOptions {
+    /// The options that were given.
+    pub(in crate::cli) fn given(&self) -> Vec<&'static str> {
+        super::given(&[
+            ("--group-size", self.group_size.is_some()),
+            ("--skip", !self.skip.is_empty()),
+            ("--low-memory", self.low_memory),
+        ])
+    }
+
+    /// The group size, which must be one of `sizes`.
+    pub(super) fn group_size(&self, sizes: &[i64]) -> Result<usize> {
+        Ok(self.asked_group_size(sizes)?.unwrap_or(128))
+    }
+
+    /// The group size that was asked for.
+    pub(super) fn asked_group_size(&self, sizes: &[i64]) -> Result<Option<usize>> {
+        let Some(asked) = self.group_size else { return Ok(None) };
+        if sizes.contains(&asked) {
+            return Ok(Some(usize::try_from(asked).unwrap_or(Grid::WHOLE_ROW)));
+        }
+        let sizes: Vec<String> = sizes.iter().map(i64::to_string).collect();
+        Err(Error::new(Kind::Usage, format!("--group-size {asked} is not possible"))
+            .hint(format!("Group sizes are {}; -1 is a whole row.", sizes.join(", "))))
+    }
+
+    /// What the library is asked for; where the result goes and the rest are to be filled in.
+    pub(super) fn options(&self, grid: Grid) -> Result<Options> {
+        Ok(Options {
+            grid,
+            skip: matrices::parse_skips(&self.skip)?,
+            low_memory: self.low_memory,
+            output: PathBuf::new(),
+            force: false,
+            ignore_config: Vec::new(),
+            threads: 1,
+        })
+    }
+
+    /// What codes that are there already would have to be; `other` are options that no such codes can meet.
+    pub(super) fn wanted(
+        &self,
+        sizes: &[i64],
+        bits: Option<u32>,
+        other: &[(&'static str, bool)],
+    ) -> Result<Wanted> {
+        let other = [&[("--skip", !self.skip.is_empty())], other].concat();
+        Ok(Wanted {
+            bits,
+            group_size: self.asked_group_size(sizes)?,
+            symmetric: None,
+            version: None,
+            other: other.into_iter().find(|(_, given)| *given).map(|(name, _)| name),
+        })
+    }
+}
+
+/// Fills in what does not depend on the method. `format` is part of the result's name unless that was given.
+pub(super) fn complete(
+    options: Options,
+    format: &str,
+    source: &SourceModel,
+    common: &Common,
+    global: &Global,
+) -> Result<Options> {
+    let name = match &common.output_name {
+        Some(name) => name.clone(),
+        None => format!("{}-{format}-{}bit", source.name()?, options.grid.bits),
+    };
+    Ok(Options {
+        output: common.output(&name)?,
+        force: common.force,
+        ignore_config: common.ignore_config.clone(),
+        threads: global.threads(),
+        ..options
+    })
+}
+
+pub(super) fn describe_plan<O>(summary: &Summary<O>, path: &str) -> String {
+    let mut text = String::new();
+    for left_out in &summary.left_out {
+        let _ = writeln!(text, "{} stays in 16 bits: {}", left_out.name, left_out.reason);
+    }
+    let _ = writeln!(text, "{path} would be {} ({} bytes)", size(summary.file_size), summary.file_size);
+    let _ = writeln!(
+        text,
+        "{} weights, {:.2} bits each; {} of them in {} matrices with {:.3} bits each",
+        thousands(summary.parameters),
+        summary.bits_per_weight,
+        thousands(summary.quantized_parameters),
+        summary.matrices,
+        summary.quantized_bits_per_weight
+    );
+    text
+}
+
+/// The result for people; `column` names a column and gives what stands in it.
+pub(super) fn describe_report<O, H>(
+    report: &Report<O, H>,
+    verbose: bool,
+    column: (&str, impl Fn(&H) -> String),
+) -> String {
+    let summary = &report.metadata;
+    let mut text = format!(
+        "Complete: {} ({}, {:.3} bits per quantized weight, {:.2} of all)\n",
+        report.output_path,
+        size(report.file_size),
+        summary.quantized_bits_per_weight,
+        summary.bits_per_weight
+    );
+    let mut linears: Vec<&Linear<H>> = report.linears.iter().collect();
+    if !verbose {
+        linears.sort_by(|a, b| b.share.total_cmp(&a.share));
+        linears.truncate(LISTED);
+        let _ = writeln!(text, "The matrices with most of the error:");
+    }
+    let width = linears.iter().map(|l| l.name.len()).max().unwrap_or(0);
+    let (title, how) = column;
+    let _ = writeln!(
+        text,
+        "{:<width$} {:>10} {:>6} {title:>8} {:>8} {:>8}",
+        "", "error", "share", "outliers", "seconds"
+    );
+    for linear in linears {
+        let _ = writeln!(
+            text,
+            "{:<width$} {:>10.3e} {:>5.1}% {:>8} {:>8} {:>8.2}",
+            linear.name,
+            linear.relative_error,
+            100.0 * linear.share,
+            how(&linear.how),
+            linear.outliers,
+            linear.seconds
+        );
+    }
+    if verbose {
+        let _ = writeln!(
+            text,
+            "Duration: {} (quantizing {}, validating {})",
+            duration(report.duration_seconds),
+            duration(report.quantize_seconds),
+            duration(report.validation_seconds)
+        );
+        if let Some(bytes) = report.peak_memory_bytes {
+            let _ = writeln!(text, "Peak memory: {}", size(bytes));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_sizes_are_those_of_the_container() {
+        let asked = |group_size| {
+            LayerwiseOptions { group_size, skip: vec![], low_memory: false }.group_size(&[64, 128, -1])
+        };
+        assert_eq!(asked(None).unwrap(), 128);
+        assert_eq!(asked(Some(64)).unwrap(), 64);
+        assert_eq!(asked(Some(-1)).unwrap(), Grid::WHOLE_ROW);
+        assert_eq!(asked(Some(100)).unwrap_err().kind(), Kind::Usage);
+    }
+}

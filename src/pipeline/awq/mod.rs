@@ -1,0 +1,92 @@
+//! A Hugging Face model in, an AWQ checkpoint out.
+
+mod fold;
+pub mod report;
+mod scale;
+
+use super::layerwise::{Options, Plan, Watch};
+use crate::calib::rows::Rows;
+use crate::cancel::Cancel;
+use crate::error::Result;
+use crate::format::awq::AwqConfig;
+use crate::format::packed::Container;
+use crate::pipeline::model::OpenModel;
+use crate::progress::Progress;
+use crate::quant::Grid;
+use crate::source::SourceModel;
+use crate::source::folded::Moved;
+use report::{Report, Solver, Summary};
+
+/// What to do.
+#[derive(Debug)]
+pub struct Config {
+    /// What every method asks for. The grid is asymmetric, of 4 bits.
+    pub options: Options,
+    /// What finds the codes.
+    pub solver: Solver,
+}
+
+/// Everything that is known before the work starts.
+#[derive(Debug)]
+pub struct Job {
+    plan: Plan,
+    solver: Solver,
+}
+
+impl Job {
+    /// Reads the model, understands it, and decides what is quantized. No tensor is read yet.
+    ///
+    /// # Errors
+    /// As [`Plan::of`].
+    pub fn prepare(source: SourceModel, config: Config, progress: &dyn Progress) -> Result<Job> {
+        Job::of(OpenModel::unquantized(source, &config.options.ignore_config, progress)?, config, progress)
+    }
+
+    /// The same of a model that is open, in whatever format it is.
+    ///
+    /// # Errors
+    /// As [`Plan::of`].
+    pub fn of(opened: OpenModel, config: Config, progress: &dyn Progress) -> Result<Job> {
+        let group_size = Some(config.options.grid.group_size).filter(|size| *size != Grid::WHOLE_ROW);
+        let container = Container::Awq(AwqConfig { group_size });
+        let plan = Plan::of(opened, container, config.options, progress)?;
+        Ok(Job { plan, solver: config.solver })
+    }
+
+    /// The model, and what is to become of it.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Sizes without any work.
+    pub fn dry_run(&self) -> Summary {
+        Summary::new(&self.plan, self.reported())
+    }
+
+    fn reported(&self) -> report::Options {
+        report::Options { solver: self.solver }
+    }
+
+    /// Checks that need no work: the output may be written, and the disk has room.
+    ///
+    /// # Errors
+    /// `Usage` if the output exists and may not be replaced, `Resources` if the disk is full.
+    pub fn preflight(&self) -> Result<()> {
+        self.plan.preflight(self.dry_run().file_size)
+    }
+
+    /// Quantizes and writes the checkpoint, then opens it again and compares it with the source. Returns the factors that
+    /// were moved between the tensors too: weights can be compared with those of the source only if the same is done to them.
+    ///
+    /// # Errors
+    /// What the data, the model or the disk do not allow; nothing is left behind then.
+    pub fn run(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<(Report, Moved)> {
+        let watch = Watch { progress, cancel };
+        let grid = self.plan.options().grid;
+        let mut made = self
+            .plan
+            .run(watch, |sink| scale::quantize(self.plan.walk(watch), &rows.rows, grid, self.solver, sink))?;
+        let moved = std::mem::take(&mut made.moved);
+        Ok((Report::new("awq", &self.plan, self.reported(), rows.record.clone(), made), moved))
+    }
+}

@@ -1,0 +1,98 @@
+//! The matrices at which a layer stops, quantized by GPTQ.
+
+use std::time::Instant;
+
+use super::report::{How, Linear};
+use crate::arch::decoder::Layer;
+use crate::error::Result;
+use crate::format::gguf::blocks::Simd;
+use crate::pipeline::layerwise::report::Seen;
+use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Sink, Stop, Walk};
+use crate::quant::gptq::{Method, Problem, Settings};
+use crate::quant::gram::Gram;
+
+/// Takes `windows` through the model and quantizes its matrices on the way, each of which `sink` gets as soon as it is done.
+///
+/// # Errors
+/// As [`Walk::go`], and what `sink` returns.
+pub(super) fn quantize(
+    walk: Walk<'_>,
+    windows: &[Vec<u32>],
+    settings: &Settings,
+    sink: &mut Sink<'_>,
+) -> Result<Vec<Linear>> {
+    let mut solver = Solver { walk, settings, sink, linears: Vec::new() };
+    walk.go("Quantizing to GPTQ", windows, &mut solver)?;
+    Ok(solver.linears)
+}
+
+struct Solver<'a, 's> {
+    walk: Walk<'a>,
+    settings: &'a Settings,
+    sink: &'a mut Sink<'s>,
+    linears: Vec<Linear>,
+}
+
+impl Layerwise for Solver<'_, '_> {
+    fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer) -> Result<()> {
+        for (input, gram) in stop.grams {
+            let sharing: Vec<&Matrix> = stop.matrices.iter().copied().filter(|m| m.input == input).collect();
+            self.quantize_sharing(&sharing, gram, layer)?;
+        }
+        Ok(())
+    }
+
+    fn finish_layer(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Solver<'_, '_> {
+    /// Quantizes the matrices that share an input.
+    fn quantize_sharing(&mut self, matrices: &[&Matrix], gram: Gram, layer: &mut Layer) -> Result<()> {
+        let Some(first) = matrices.first() else { return Ok(()) };
+        let watch = self.walk.watch;
+        let started = Instant::now();
+        let seen = Seen::of(&gram);
+        let rare = seen.are_few(first.input, gram.size());
+        let problem = Problem::new(gram, self.settings, !rare);
+        let prepared = started.elapsed();
+        let how = match problem.method() {
+            Method::Propagated { damp } => How::Gptq { damp },
+            Method::Searched if rare => How::FewTokens,
+            Method::Searched => How::Singular,
+        };
+        let share = 1.0 / matrices.len() as f64;
+        for matrix in matrices {
+            watch.cancel.check()?;
+            watch.progress.item(&matrix.name);
+            self.warn(matrix, how, seen.tokens);
+            let started = Instant::now();
+            let weights = matrix.read(self.walk.weights)?;
+            let (linear, loss) = problem.quantize(&weights, Simd::best());
+            let quantized = linear.dequantize();
+            layer.replace(matrix.stem, matrix.expert, &quantized)?;
+            let seconds = prepared.as_secs_f64() * share + started.elapsed().as_secs_f64();
+            self.linears.push(Linear::new(matrix, how, loss, seen, &weights, &quantized, seconds));
+            (self.sink)(matrix, &linear, matrix.read_bias(self.walk.weights)?.as_deref())?;
+            watch.progress.advance(weights.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn warn(&self, matrix: &Matrix, how: How, tokens: usize) {
+        let (name, progress) = (&matrix.name, self.walk.watch.progress);
+        match how {
+            How::Gptq { damp } if damp > self.settings.damp => {
+                progress.warn(&format!("{name}: its Hessian needed damping {damp:.2} instead of {}", self.settings.damp));
+            }
+            How::Gptq { .. } => {}
+            How::FewTokens => progress.warn(&format!(
+                "{name} saw {tokens} tokens, too few for error propagation; it is quantized by the scale search alone"
+            )),
+            How::Singular => progress.warn(&format!(
+                "{name}: its Hessian is singular beyond repair; it is quantized by the scale search alone"
+            )),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What the methods that quantize a model layer by layer have in common: which matrices there are, the way through the layers,
+//! and the checkpoint with its report.
+
+mod entries;
+mod grams;
+pub mod matrices;
+mod names;
+mod plan;
+pub mod report;
+mod verify;
+mod walk;
+
+pub use entries::LeftOut;
+pub use matrices::Matrix;
+pub(super) use names::Names;
+pub use plan::{Options, Plan};
+pub(super) use walk::{Method, Stop, Walk};
+
+use crate::cancel::Cancel;
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::quant::QuantizedLinear;
+
+/// Takes a finished matrix, with its bias.
+pub(super) type Sink<'a> = dyn FnMut(&Matrix, &QuantizedLinear, Option<&[f32]>) -> Result<()> + 'a;
+
+/// Where progress goes, and whether to stop.
+#[derive(Clone, Copy)]
+pub(super) struct Watch<'a> {
+    pub(super) progress: &'a dyn Progress,
+    pub(super) cancel: &'a Cancel,
+}
