@@ -281,7 +281,7 @@ fn wrong_arguments() {
     let model = text(&case.model());
     for args in [
         &["quantize", &model, "gguf"][..],
-        &["quantize", &model, "awq", "-q", "Q4_0"],
+        &["quantize", &model, "exl2", "-q", "Q4_0"],
         &["quantize", &model, "gguf", "-q", "Q4_0", "--threads", "0"],
         &["quantize", &model, "gguf", "-q", "Q4_0", "--threads", "many"],
         &["quantize", &model, "gguf", "-q", "Q4_0", "--nonsense"],
