@@ -36,7 +36,7 @@ pub struct BlockRows<'a> {
 pub enum Batch {
     /// What fits the cache of a core; calls come from all threads.
     Core,
-    /// Some million weights; calls come from all threads.
+    /// Some million weights; calls come from all threads and take turns.
     All,
 }
 

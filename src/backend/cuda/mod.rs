@@ -7,7 +7,7 @@ mod kernels;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
@@ -23,6 +23,8 @@ pub struct Cuda {
     name: String,
     stream: Arc<CudaStream>,
     kernels: Kernels,
+    /// Held by the thread whose rows are on the GPU. Those of several would share its memory, and each might find too little.
+    turn: Mutex<()>,
 }
 
 impl Cuda {
@@ -62,7 +64,7 @@ impl Cuda {
         })?;
         let model = context.name().map_err(|e| failed("open the GPU", &e))?;
         let stream = context.new_stream().map_err(|e| failed("open the GPU", &e))?;
-        Ok(Cuda { name: format!("cuda:{number} ({model})"), stream, kernels })
+        Ok(Cuda { name: format!("cuda:{number} ({model})"), stream, kernels, turn: Mutex::new(()) })
     }
 
     /// Whether there is a GPU.
@@ -117,6 +119,7 @@ impl Backend for Cuda {
         if rows.weights.is_empty() {
             return Ok(());
         }
+        let _turn = self.turn.lock().expect("no thread panics while it has its turn");
         self.encode(rows, out)
     }
 }
