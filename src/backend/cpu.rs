@@ -1,9 +1,11 @@
 //! The processor.
 
-use super::{Backend, Batch, BlockRows};
+use super::{Backend, Batch, BlockRows, Solver};
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::{self, Simd};
+use crate::quant::QuantizedLinear;
+use crate::quant::gptq::{Loss, Problem};
 
 /// The processor, by one of its instruction sets.
 #[derive(Clone, Copy, Debug)]
@@ -28,5 +30,21 @@ impl Backend for Cpu {
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()> {
         blocks::encode(rows.ty, rows.weights, rows.columns, rows.importance, out, self.simd);
         Ok(())
+    }
+
+    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
+        Ok(Box::new(OnCpu { problem, simd: self.simd }))
+    }
+}
+
+/// A problem, solved on the processor.
+struct OnCpu<'a> {
+    problem: &'a Problem,
+    simd: Simd,
+}
+
+impl Solver for OnCpu<'_> {
+    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
+        Ok(self.problem.quantize(weights, self.simd))
     }
 }

@@ -17,6 +17,8 @@ use std::fmt::Debug;
 
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
+use crate::quant::QuantizedLinear;
+use crate::quant::gptq::{Loss, Problem};
 
 /// Whole rows of weights to encode as GGML blocks.
 #[derive(Clone, Copy, Debug)]
@@ -60,4 +62,24 @@ pub trait Backend: Debug + Send + Sync {
     /// # Panics
     /// If sizes do not fit each other or the type is not one that it encodes.
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()>;
+
+    /// Takes a problem, to quantize the matrices that share it.
+    ///
+    /// # Errors
+    /// `Resources` if there is not enough memory, `Unsupported` for groups that are too long for it, `Other` if the device
+    /// fails.
+    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>>;
+}
+
+/// Quantizes the matrices that share an input.
+pub trait Solver {
+    /// Quantizes a matrix, `[rows, size]` row-major and finite, by GPTQ. The codes, scales, zero points and the loss are those
+    /// of [`Problem::quantize`].
+    ///
+    /// # Errors
+    /// `Resources` if there is not enough memory, `Other` if the device fails.
+    ///
+    /// # Panics
+    /// If the weights are not whole rows.
+    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)>;
 }
