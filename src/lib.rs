@@ -15,6 +15,7 @@ pub mod cli;
 pub mod error;
 pub mod eval;
 pub mod format;
+pub mod html;
 pub mod pipeline;
 pub mod progress;
 pub mod quant;

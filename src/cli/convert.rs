@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use super::data::DataArgs;
-use super::evaluate::{CutArgs, limit};
+use super::evaluate::limit;
+use super::measure::{MeasureArgs, describe_evaluation};
 use super::output::{Output, size};
 use super::quantize::awq::{self, AwqOptions};
 use super::quantize::gguf::{self, GgufOptions};
@@ -16,7 +17,7 @@ use super::quantize::{data_given, place, refuse};
 use super::terminal::Terminal;
 use super::{CANCEL, Global};
 use crate::calib::rows::Limits;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::pipeline::convert::{Config, ConversionResult, Target, Wanted, convert};
 use crate::source::safetensors::FloatType;
 use crate::source::tokenizer::encoder::Encoder;
@@ -57,6 +58,9 @@ pub(super) struct Args {
     /// Accept a key of config.json or of a GGUF file's metadata that is not understood; may be repeated
     #[arg(long, value_name = "KEY")]
     ignore_config: Vec<String>,
+    /// Remove the result and exit with 11 if its mean KL divergence from the source (nats) is larger
+    #[arg(long, value_name = "X", value_parser = limit)]
+    max_kld: Option<f64>,
     #[command(flatten)]
     measure: MeasureArgs,
     #[command(flatten)]
@@ -69,23 +73,6 @@ pub(super) struct Args {
     awq: AwqOptions,
     #[command(flatten)]
     data: DataArgs,
-}
-
-/// What is measured
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Measurement")]
-struct MeasureArgs {
-    /// Measure perplexity and KL divergence of the result against the source
-    #[arg(long)]
-    evaluate: bool,
-    /// Text to evaluate on [default: a text that is built in]
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
-    /// Remove the result and exit with 11 if its mean KL divergence from the source (nats) is larger
-    #[arg(long, value_name = "X", value_parser = limit)]
-    max_kld: Option<f64>,
-    #[command(flatten)]
-    cut: CutArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -132,8 +119,6 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
     }
     let (target, wanted) = target(args, global, terminal)?;
     let name = name(args, &target)?;
-    let measure = &args.measure;
-    let evaluates = measure.evaluate || measure.max_kld.is_some();
     let config = Config {
         source: args.source.clone(),
         target,
@@ -141,8 +126,8 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         rows: &|encoder: &Encoder, limits: Limits| args.data.rows(encoder, limits, &CANCEL, terminal),
         output: place(&args.output_dir, &name)?,
         force: args.force,
-        evaluate: evaluates.then(|| measure.cut.text(measure.data.clone())),
-        max_kld: measure.max_kld,
+        evaluate: args.measure.text(args.max_kld.is_some())?,
+        max_kld: args.max_kld,
         ignore_config: args.ignore_config.clone(),
         threads: global.threads(),
     };
@@ -174,11 +159,6 @@ fn check_options(args: &Args) -> Result<()> {
         TargetFormat::Hf => {
             refuse(&[gguf, gptq, awq, calibrated, level, codes].concat(), "conversion to hf")?;
         }
-    }
-    let measure = &args.measure;
-    if measure.data.is_some() && !measure.evaluate && measure.max_kld.is_none() {
-        return Err(Error::new(Kind::Usage, "--data is of no use without --evaluate or --max-kld")
-            .hint("Calibration data is passed as --calibration-data."));
     }
     Ok(())
 }
@@ -281,19 +261,8 @@ fn describe(found: &ConversionResult, verbose: bool) -> String {
         let _ =
             writeln!(text, "Weights: all {tensors} tensors are the same as the source's: nothing was lost");
     }
-    if let Some(e) = &found.evaluation {
-        let _ = writeln!(
-            text,
-            "Perplexity: {:.4}, of the source {:.4} ({:+.2} %), on {} tokens of {}",
-            e.perplexity, e.source_perplexity, e.perplexity_change_percent, e.tokens, e.data
-        );
-        let _ = writeln!(
-            text,
-            "KL divergence: {:.6} ± {:.6} nats; same next token in {:.2} %",
-            e.kl_divergence,
-            e.kl_divergence_stderr,
-            100.0 * e.top1_agreement
-        );
+    if let Some(found) = &found.evaluation {
+        text += &describe_evaluation(found);
     }
     text
 }

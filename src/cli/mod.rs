@@ -7,6 +7,7 @@ mod convert;
 pub mod data;
 mod evaluate;
 mod info;
+mod measure;
 mod output;
 mod quantize;
 mod result_file;

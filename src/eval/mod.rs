@@ -2,7 +2,6 @@
 
 pub mod bits;
 pub mod divergence;
-pub mod html;
 pub mod layers;
 pub mod log_sum_exp;
 pub mod quality;

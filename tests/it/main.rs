@@ -58,6 +58,7 @@ mod interrupt;
 /// Runs that are killed and go on.
 mod kill;
 /// How much memory the work takes.
+mod measured;
 mod memory;
 /// Options of `quantize` that change what is written.
 mod options;

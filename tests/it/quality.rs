@@ -201,7 +201,7 @@ fn bits_are_those_of_the_types() {
 
 /// Every element that is opened is closed, in order; quotes are balanced within tags.
 #[track_caller]
-fn assert_well_formed(html: &str) {
+pub(crate) fn assert_well_formed(html: &str) {
     let mut open = Vec::new();
     for tag in html.split('<').skip(1).map(|rest| rest.split_once('>').expect("tags end").0) {
         assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");

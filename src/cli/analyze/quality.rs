@@ -11,8 +11,8 @@ use crate::cli::result_file::ResultFile;
 use crate::cli::terminal::Terminal;
 use crate::cli::{CANCEL, Global};
 use crate::error::Result;
-use crate::eval::html;
 use crate::eval::quality::Quality;
+use crate::html;
 use crate::pipeline::evaluate::Config;
 use crate::pipeline::quality::analyze;
 use crate::progress::Progress;
@@ -78,7 +78,7 @@ pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, termina
         file.write_json(&quality)?;
     }
     if let Some(file) = page {
-        file.write(&html::page(&quality))?;
+        file.write(&html::quality::page(&quality))?;
     }
     output.result(&quality, &describe(&quality));
     Ok(())

@@ -3,7 +3,8 @@
 use clap::ValueEnum;
 
 use super::Common;
-use super::layerwise::{LayerwiseOptions, complete, describe_plan, describe_report};
+use super::finish::Finish;
+use super::layerwise::{LayerwiseOptions, complete, describe_plan};
 use crate::cli::data::DataArgs;
 use crate::cli::output::Output;
 use crate::cli::terminal::Terminal;
@@ -70,6 +71,7 @@ pub(super) fn run(
     args: &AwqOptions,
     data: &DataArgs,
     global: &Global,
+    finish: Finish<'_>,
     output: &Output,
     terminal: &Terminal,
 ) -> Result<()> {
@@ -88,18 +90,14 @@ pub(super) fn run(
     job.preflight()?;
     let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
     let (report, _) = job.run(&rows, terminal, &CANCEL)?;
-    if output.is_json() {
-        output.result(&report, "");
-    } else {
-        let exponents = |how: &How| match how.method {
-            Method::Awq | Method::Gptq { .. } => {
-                format!("{:.2} {:.2}", how.activation_exponent, how.weight_exponent)
-            }
-            Method::FewTokens | Method::Searched => "search".into(),
-        };
-        output.note(&describe_report(&report, output.is_verbose(), ("scaling", exponents)));
-    }
-    Ok(())
+    drop((job, rows));
+    let exponents = |how: &How| match how.method {
+        Method::Awq | Method::Gptq { .. } => {
+            format!("{:.2} {:.2}", how.activation_exponent, how.weight_exponent)
+        }
+        Method::FewTokens | Method::Searched => "search".into(),
+    };
+    finish.layerwise(&report, ("scaling", &exponents))
 }
 
 /// AWQ has one level.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use regex::RegexBuilder;
 
+use super::finish::Finish;
 use super::{Common, not_plain};
 use crate::backend::{self, DeviceName};
 use crate::calib::imatrix::Imatrix;
@@ -100,6 +101,7 @@ pub(super) fn run(
     common: &Common,
     args: &GgufOptions,
     global: &Global,
+    finish: Finish<'_>,
     output: &Output,
     terminal: &Terminal,
 ) -> Result<()> {
@@ -125,12 +127,9 @@ pub(super) fn run(
     }
     job.preflight()?;
     let report = job.run(terminal, &CANCEL)?;
-    if output.is_json() {
-        output.result(&report, "");
-    } else {
-        output.note(&describe_report(&report, output.is_verbose()));
-    }
-    Ok(())
+    drop((job, source));
+    let human = || describe_report(&report, output.is_verbose());
+    finish.other(&report, &report.output_path, human)
 }
 
 /// The name of a GGUF file, which may be given without its extension.

@@ -3,7 +3,8 @@
 use clap::ValueEnum;
 
 use super::Common;
-use super::layerwise::{LayerwiseOptions, complete, describe_plan, describe_report};
+use super::finish::Finish;
+use super::layerwise::{LayerwiseOptions, complete, describe_plan};
 use crate::cli::data::DataArgs;
 use crate::cli::output::Output;
 use crate::cli::terminal::Terminal;
@@ -103,6 +104,7 @@ pub(super) fn run(
     args: &GptqOptions,
     data: &DataArgs,
     global: &Global,
+    finish: Finish<'_>,
     output: &Output,
     terminal: &Terminal,
 ) -> Result<()> {
@@ -121,16 +123,12 @@ pub(super) fn run(
     job.preflight()?;
     let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
     let report = job.run(&rows, terminal, &CANCEL)?;
-    if output.is_json() {
-        output.result(&report, "");
-    } else {
-        let damping = |how: &How| match how {
-            How::Gptq { damp } => format!("{damp:.2}"),
-            How::FewTokens | How::Singular => "search".into(),
-        };
-        output.note(&describe_report(&report, output.is_verbose(), ("damping", damping)));
-    }
-    Ok(())
+    drop((job, rows));
+    let damping = |how: &How| match how {
+        How::Gptq { damp } => format!("{damp:.2}"),
+        How::FewTokens | How::Singular => "search".into(),
+    };
+    finish.layerwise(&report, ("damping", &damping))
 }
 
 pub(in crate::cli) fn parse_bits(level: &str) -> Result<u32> {

@@ -7,6 +7,7 @@ use super::Common;
 use crate::cli::Global;
 use crate::cli::output::{duration, size, thousands};
 use crate::error::{Error, Kind, Result};
+use crate::html::quantized::Column;
 use crate::pipeline::convert::Wanted;
 use crate::pipeline::layerwise::report::{Linear, Report, Summary};
 use crate::pipeline::layerwise::{Options, matrices};
@@ -127,11 +128,11 @@ pub(super) fn describe_plan<O>(summary: &Summary<O>, path: &str) -> String {
     text
 }
 
-/// The result for people; `column` names a column and gives what stands in it.
+/// The result for people.
 pub(super) fn describe_report<O, H>(
     report: &Report<O, H>,
     verbose: bool,
-    column: (&str, impl Fn(&H) -> String),
+    (title, how): Column<'_, H>,
 ) -> String {
     let summary = &report.metadata;
     let mut text = format!(
@@ -148,7 +149,6 @@ pub(super) fn describe_report<O, H>(
         let _ = writeln!(text, "The matrices with most of the error:");
     }
     let width = linears.iter().map(|l| l.name.len()).max().unwrap_or(0);
-    let (title, how) = column;
     let _ = writeln!(
         text,
         "{:<width$} {:>10} {:>6} {title:>8} {:>8} {:>8}",

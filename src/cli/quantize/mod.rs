@@ -1,6 +1,7 @@
 //! `llm-quantize quantize MODEL FORMAT -q LEVEL`.
 
 pub(super) mod awq;
+mod finish;
 pub(super) mod gguf;
 pub(super) mod gptq;
 pub(super) mod layerwise;
@@ -8,6 +9,7 @@ pub(super) mod layerwise;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use finish::Finish;
 
 use super::data::DataArgs;
 use super::output::Output;
@@ -32,6 +34,8 @@ pub(super) struct Args {
     awq: awq::AwqOptions,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    report: finish::ReportArgs,
 }
 
 /// What every format has.
@@ -73,22 +77,24 @@ enum OutputFormat {
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let Args { common, gguf, layerwise, gptq, awq, data } = args;
+    let Args { common, gguf, layerwise, gptq, awq, data, report } = args;
+    let finish = || Finish::prepare(common, report, global, output, terminal);
     match common.output_format {
         OutputFormat::Gguf => {
-            let others = [layerwise.given(), gptq.given(), awq.given(), data_given(data)].concat();
+            let others =
+                [layerwise.given(), gptq.given(), awq.given(), data_given(data), report.given()].concat();
             refuse(&others, "quantization to GGUF")?;
-            gguf::run(common, gguf, global, output, terminal)
+            gguf::run(common, gguf, global, finish()?, output, terminal)
         }
         OutputFormat::Gptq => {
             refuse(&[gguf.given(), awq.given()].concat(), "GPTQ")?;
             global.device()?.cpu_only("quantization to GPTQ")?;
-            gptq::run(common, layerwise, gptq, data, global, output, terminal)
+            gptq::run(common, layerwise, gptq, data, global, finish()?, output, terminal)
         }
         OutputFormat::Awq => {
             refuse(&[gguf.given(), gptq.given()].concat(), "AWQ")?;
             global.device()?.cpu_only("quantization to AWQ")?;
-            awq::run(common, layerwise, awq, data, global, output, terminal)
+            awq::run(common, layerwise, awq, data, global, finish()?, output, terminal)
         }
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::detect::{Detected, Format, detect};
-use super::evaluate::{self, TextConfig, in_pool};
+use super::evaluate::{self, Evaluated, TextConfig, in_pool};
 use super::layerwise::Options;
 use super::model::{OpenModel, Origin, packed};
 use super::{awq, gguf, gptq};
@@ -31,7 +31,7 @@ use carry::{CarryOver, To};
 pub use carry::Wanted;
 pub use impact::Impact;
 pub use measure::{TensorError, WeightErrors};
-pub use result::{ConversionResult, Evaluated};
+pub use result::ConversionResult;
 
 /// Cuts rows of calibration data for a model.
 pub type CutRows<'a> = dyn Fn(&Encoder, Limits) -> Result<Rows> + 'a;
@@ -166,7 +166,7 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
                 compute: Compute::F32,
                 threads: config.threads,
             };
-            Some(Evaluated::new(evaluate::evaluate(&settings, cancel, progress)?))
+            Evaluated::of(&evaluate::evaluate(&settings, cancel, progress)?)
         }
     };
     let is_lossy = !weights.identical;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Impact, WeightErrors};
-use crate::pipeline::evaluate::Report;
+use crate::pipeline::evaluate::Evaluated;
 
 /// The result of a conversion.
 #[derive(Clone, Debug, Serialize)]
@@ -45,43 +45,4 @@ pub struct ConversionResult {
     pub evaluation: Option<Evaluated>,
     /// All of the work.
     pub duration_seconds: f64,
-}
-
-/// Source and result on a text.
-#[derive(Clone, Debug, Serialize)]
-pub struct Evaluated {
-    /// The text.
-    pub data: String,
-    /// Tokens that were scored.
-    pub tokens: usize,
-    /// Perplexity of the source.
-    pub source_perplexity: f64,
-    /// Perplexity of the result.
-    pub perplexity: f64,
-    /// Their difference, in percent of the source's.
-    pub perplexity_change_percent: f64,
-    /// Mean of `KL(source || result)` in nats.
-    pub kl_divergence: f64,
-    /// Its standard error.
-    pub kl_divergence_stderr: f64,
-    /// Share of the tokens where both find the same next token most likely.
-    pub top1_agreement: f64,
-}
-
-impl Evaluated {
-    /// Of an evaluation with the source as the reference.
-    pub(super) fn new(report: Report) -> Evaluated {
-        let found = report.evaluation;
-        let compared = found.comparison.expect("there is a reference");
-        Evaluated {
-            data: report.data,
-            tokens: found.tokens,
-            source_perplexity: compared.reference_perplexity,
-            perplexity: found.perplexity,
-            perplexity_change_percent: 100.0 * (found.perplexity / compared.reference_perplexity - 1.0),
-            kl_divergence: compared.kl_divergence,
-            kl_divergence_stderr: compared.kl_divergence_stderr,
-            top1_agreement: compared.top1_agreement,
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! Evaluates a model on a text, alone or against a reference: each goes through the text a layer at a time, over all
 //! windows, so that no more than one layer's weights are in memory.
 
+mod summary;
 mod text;
 
 use std::time::Instant;
@@ -16,6 +17,7 @@ use crate::eval::report::Evaluation;
 use crate::eval::score::{Computed, score};
 use crate::eval::windows::Windows;
 use crate::progress::{Progress, Unit};
+pub use summary::Evaluated;
 pub use text::TextConfig;
 
 /// What to evaluate, and how.

@@ -28,7 +28,7 @@ impl TextConfig {
     ///
     /// # Errors
     /// `NotFound` if it is not there, `Invalid` if it is empty, not UTF-8 or damaged, `Unsupported` for conversations.
-    pub(in crate::pipeline) fn read(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<String> {
+    pub fn read(&self, cancel: &Cancel, progress: &dyn Progress) -> Result<String> {
         let Some(path) = &self.data else { return Dataset::built_in().joined(cancel, progress) };
         let text = match is_structured(path) {
             true => {

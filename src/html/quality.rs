@@ -1,58 +1,30 @@
-//! The report of [`Quality`] as one HTML page: no scripts, nothing loaded from elsewhere.
-
-mod axis;
-mod grid;
-mod lines;
-mod markup;
+//! The page about a model and the one that it was made from.
 
 use std::fmt::Write;
 
-use grid::Grid;
-use lines::{Lines, Series};
-use markup::escape;
-
-use super::quality::Quality;
-use super::report::Comparison;
-
-/// Points of a curve; more positions than that are averaged in groups.
-const POINTS: usize = 128;
-
-const STYLE: &str = "\
-body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222;background:#fff}
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}
-table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-svg{width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:#444}
-p.note{color:#666}";
+use super::grid::Grid;
+use super::lines::{Lines, Series};
+use super::markup::escape;
+use super::{document, figures, positions, table};
+use crate::eval::quality::Quality;
 
 /// The page.
 pub fn page(quality: &Quality) -> String {
-    let title = format!("Quality of {}", escape(&quality.model));
-    let mut html = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n\
-         <style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-    );
-    html += &summary(quality);
+    let mut html = summary(quality);
     html += "<h2>Error by layer</h2>\n<p class=\"note\">Normalised squared error. <b>hidden states</b>: how far the \
              residual stream has drifted after each layer when each model goes its own way. The matrices: their outputs \
              on the reference&#39;s own inputs, so each shows its own damage only.</p>\n";
     html += &layer_lines(quality).svg();
     html += &layer_grid(quality).svg();
-    if !quality.evaluation.positions.kl_divergence.is_empty() {
-        html += "<h2>KL divergence by position in the window</h2>\n";
-        html += &position_lines(quality).svg();
-    }
+    html += &positions(&quality.evaluation);
     html += "<h2>Where the bits are</h2>\n<p class=\"note\">Bits per weight of each tensor, scales and zero points \
              included.</p>\n";
     html += &bit_grid(quality).svg();
     html += &other_tensors(quality);
-    html += "</body>\n</html>\n";
-    html
+    document(&format!("Quality of {}", escape(&quality.model)), &html)
 }
 
 fn summary(q: &Quality) -> String {
-    let e = &q.evaluation;
     let mut rows = vec![
         ("Model", format!("{} ({})", escape(&q.model), q.format)),
         ("Reference", format!("{} ({})", escape(&q.reference), q.reference_format)),
@@ -61,41 +33,9 @@ fn summary(q: &Quality) -> String {
             format!("{:.3} (reference {:.3})", q.bits_per_weight, q.reference_bits_per_weight),
         ),
         ("Text", escape(&q.data)),
-        (
-            "Protocol",
-            format!("{}: {} windows of {} tokens, {} scored", e.protocol.name(), e.windows, e.ctx, e.tokens),
-        ),
-        ("Perplexity", format!("{:.4} ± {:.4}", e.perplexity, e.perplexity_stderr)),
     ];
-    rows.extend(e.comparison.iter().flat_map(comparison));
-    let mut html = String::from("<table>\n");
-    for (name, value) in rows {
-        let _ = writeln!(html, "<tr><th>{name}</th><td>{value}</td></tr>");
-    }
-    html + "</table>\n"
-}
-
-fn comparison(c: &Comparison) -> Vec<(&'static str, String)> {
-    let p = &c.kl_divergence_percentiles;
-    vec![
-        (
-            "Perplexity of the reference",
-            format!("{:.4} ± {:.4}", c.reference_perplexity, c.reference_perplexity_stderr),
-        ),
-        ("Ratio", format!("{:.6} ± {:.6}", c.perplexity_ratio, c.perplexity_ratio_stderr)),
-        ("Mean KL divergence", format!("{:.6} ± {:.6} nats", c.kl_divergence, c.kl_divergence_stderr)),
-        (
-            "50, 90, 95, 99 %, maximum",
-            format!(
-                "{:.6}, {:.6}, {:.6}, {:.6}, {:.6} nats",
-                p.p50, p.p90, p.p95, p.p99, c.kl_divergence_max
-            ),
-        ),
-        (
-            "Top-1 agreement",
-            format!("{:.3} ± {:.3} %", 100.0 * c.top1_agreement, 100.0 * c.top1_agreement_stderr),
-        ),
-    ]
+    rows.extend(figures(&q.evaluation));
+    table(&rows)
 }
 
 fn layer_lines(q: &Quality) -> Lines {
@@ -128,23 +68,6 @@ fn layer_grid(q: &Quality) -> Grid {
         columns: columns.iter().map(|name| (*name).to_owned()).collect(),
         logarithmic: true,
     }
-}
-
-fn position_lines(q: &Quality) -> Lines {
-    let positions = &q.evaluation.positions;
-    let group = positions.position.len().div_ceil(POINTS);
-    let mean = |values: &mut dyn Iterator<Item = f64>| {
-        let (sum, n) = values.fold((0.0, 0.0), |(sum, n), v| (sum + v, n + 1.0));
-        sum / n
-    };
-    let points = positions
-        .position
-        .chunks(group)
-        .zip(positions.kl_divergence.chunks(group))
-        .map(|(x, y)| (mean(&mut x.iter().map(|p| *p as f64)), mean(&mut y.iter().copied())))
-        .collect();
-    let series = vec![Series { name: "mean KL divergence".into(), points, heavy: true }];
-    Lines { x: "position", y: "nats", logarithmic: false, series }
 }
 
 /// Layer, name and bits of the tensors that belong to a layer.
