@@ -5,6 +5,8 @@ use crate::error::Result;
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::{self, Simd};
 use crate::quant::QuantizedLinear;
+use crate::quant::awq::clip;
+use crate::quant::awq::scales::Trial;
 use crate::quant::gptq::{Loss, Problem};
 
 /// The processor, by one of its instruction sets.
@@ -32,6 +34,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>> {
+        Ok(trial.losses(self.simd))
+    }
+
     fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
         Ok(Box::new(OnCpu { problem, simd: self.simd }))
     }
@@ -46,5 +52,9 @@ struct OnCpu<'a> {
 impl Solver for OnCpu<'_> {
     fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
         Ok(self.problem.quantize(weights, self.simd))
+    }
+
+    fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
+        Ok(clip::quantize(self.problem, weights, self.simd))
     }
 }

@@ -18,6 +18,7 @@ use std::fmt::Debug;
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
 use crate::quant::QuantizedLinear;
+use crate::quant::awq::scales::Trial;
 use crate::quant::gptq::{Loss, Problem};
 
 /// Whole rows of weights to encode as GGML blocks.
@@ -63,6 +64,12 @@ pub trait Backend: Debug + Send + Sync {
     /// If sizes do not fit each other or the type is not one that it encodes.
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()>;
 
+    /// How well each group keeps its outputs with each candidate of AWQ's factors, `[groups, candidates]`: [`Trial::losses`].
+    ///
+    /// # Errors
+    /// As [`Backend::solver`].
+    fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>>;
+
     /// Takes a problem, to quantize the matrices that share it.
     ///
     /// # Errors
@@ -82,4 +89,13 @@ pub trait Solver {
     /// # Panics
     /// If the weights are not whole rows.
     fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)>;
+
+    /// The same by rounding to the nearest codes in the best ranges: [`awq::clip::quantize`](crate::quant::awq::clip::quantize).
+    ///
+    /// # Errors
+    /// As [`Solver::gptq`].
+    ///
+    /// # Panics
+    /// As [`Solver::gptq`].
+    fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)>;
 }

@@ -76,7 +76,7 @@ impl Gram {
     }
 
     /// The part of some neighbouring channels, `[channels, channels]`, symmetric to the bit.
-    pub(super) fn block(&self, channels: Range<usize>) -> Vec<f32> {
+    pub(crate) fn block(&self, channels: Range<usize>) -> Vec<f32> {
         let at = |i: usize, j: usize| self.values[i.min(j) * self.size + i.max(j)];
         channels.clone().flat_map(|i| channels.clone().map(move |j| at(i, j))).collect()
     }

@@ -3,42 +3,25 @@
 //! The Hessian is prepared on the CPU: ordered, damped and factored, partly in float64. Everything that is done for each row
 //! runs on the GPU.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
-use half::f16;
 
-use super::kernels::{Block, Factor, Rows, Teams};
-use super::{Cuda, is_out_of_memory};
-use crate::backend::Solver;
-use crate::error::{Error, Kind, Result};
-use crate::quant::QuantizedLinear;
+use super::kernels::{Block, Factor, Rows};
+use super::solver::OnGpu;
+use crate::quant::gptq::Problem;
 use crate::quant::gptq::descent::{GroupSums, blocks_of, is_whole_row};
-use crate::quant::gptq::{Loss, Problem, ROWS};
-
-/// Columns of a product that is only summed up.
-const BLOCK: usize = 128;
-
-/// A problem whose matrices are on the GPU.
-#[derive(Debug)]
-pub(super) struct OnGpu<'a> {
-    gpu: &'a Cuda,
-    problem: &'a Problem,
-    matrices: Matrices,
-    longest: usize,
-}
 
 /// What the matrices of weights share.
 #[derive(Debug)]
-struct Matrices {
+pub(super) struct Matrices {
     /// `[size, size]`.
-    hessian: CudaSlice<f32>,
+    pub(super) hessian: CudaSlice<f32>,
     factor: Option<CudaSlice<f32>>,
     /// `[size]`: the column and the importance of each step, the importance of each column.
     columns: CudaSlice<u32>,
     conditional: CudaSlice<f32>,
-    diagonal: CudaSlice<f32>,
+    pub(super) diagonal: CudaSlice<f32>,
     /// Number, first step and end of the groups of each block of steps; none if scales are chosen first.
     groups: Vec<Option<CudaSlice<u32>>>,
     /// Row sums and totals of each block of columns, where zero points are improved.
@@ -46,7 +29,7 @@ struct Matrices {
 }
 
 impl Matrices {
-    fn upload(stream: &Arc<CudaStream>, problem: &Problem) -> Result<Matrices, DriverError> {
+    pub(super) fn upload(stream: &Arc<CudaStream>, problem: &Problem) -> Result<Matrices, DriverError> {
         let columns: Vec<u32> = problem.order.columns.iter().map(|column| *column as u32).collect();
         let groups = problem.order.blocks.iter().map(|block| {
             let flat: Vec<u32> = block
@@ -78,123 +61,22 @@ impl Matrices {
     }
 }
 
-/// Where the result of some rows goes.
-struct Target<'a> {
-    codes: &'a mut [u8],
-    scales: &'a mut [f16],
-    zeros: &'a mut [u8],
-    errors: &'a mut [f64],
-    energies: &'a mut [f64],
-}
-
-impl<'a> Target<'a> {
-    fn split(self, rows: usize) -> (Target<'a>, Target<'a>) {
-        let all = self.errors.len();
-        let (codes, scales) = (self.codes.len() / all * rows, self.scales.len() / all * rows);
-        let (codes, more_codes) = self.codes.split_at_mut(codes);
-        let (zeros, more_zeros) = self.zeros.split_at_mut(scales);
-        let (scales, more_scales) = self.scales.split_at_mut(scales);
-        let (errors, more_errors) = self.errors.split_at_mut(rows);
-        let (energies, more_energies) = self.energies.split_at_mut(rows);
-        let more = Target {
-            codes: more_codes,
-            scales: more_scales,
-            zeros: more_zeros,
-            errors: more_errors,
-            energies: more_energies,
-        };
-        (Target { codes, scales, zeros, errors, energies }, more)
-    }
-}
-
-impl<'a> OnGpu<'a> {
-    /// Copies what the matrices share to the GPU.
-    pub(super) fn new(gpu: &'a Cuda, problem: &'a Problem) -> Result<OnGpu<'a>> {
-        let blocks = blocks_of(problem);
-        let descent = blocks.iter().map(Range::len).max().unwrap_or(0);
-        let longest = problem.order.longest().max(descent);
-        if Teams::of(longest).is_none() {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("{}: groups of {longest} columns do not fit the GPU's shared memory", gpu.name),
-            )
-            .hint("Pass a smaller --group-size, -1 for whole rows, or --device cpu."));
-        }
-        let matrices = Matrices::upload(&gpu.stream, problem).map_err(|e| {
-            let factors = 1 + usize::from(problem.factor.is_some());
-            let what = format!("the Hessian of {} inputs", problem.size);
-            gpu.failed_to_hold(&what, 4 * factors * problem.size * problem.size, "copy the Hessian", &e)
-        })?;
-        Ok(OnGpu { gpu, problem, matrices, longest })
-    }
-
-    /// Quantizes rows, in halves if the GPU's memory is too small for all at once.
-    fn quantize(&self, weights: &[f32], mut target: Target<'_>) -> Result<()> {
-        let count = target.errors.len();
-        match self.some_rows(weights, &mut target) {
-            Err(e) if is_out_of_memory(&e) && count > 1 => {
-                let half = count / 2;
-                let (first, second) = weights.split_at(half * self.problem.size);
-                let (first_target, second_target) = target.split(half);
-                self.quantize(first, first_target)?;
-                self.quantize(second, second_target)
-            }
-            done => done.map_err(|e| {
-                let bytes = Rows::bytes(self.problem.size, self.longest);
-                self.gpu.failed_to_hold(
-                    &format!("a row of {} weights", self.problem.size),
-                    bytes,
-                    "quantize",
-                    &e,
-                )
-            }),
-        }
-    }
-
-    fn some_rows(&self, weights: &[f32], target: &mut Target<'_>) -> Result<(), DriverError> {
-        let Problem { size, grid, lowest_zero, .. } = *self.problem;
-        let grid = [grid.bits, grid.group_size as u32, grid.symmetric.into(), lowest_zero.into()];
-        let (stream, kernels) = (&self.gpu.stream, &self.gpu.kernels);
-        let mut rows = Rows::upload(stream, weights, size, grid)?;
-        self.quadratic_form(&rows.weights, rows.padded, target.energies)?;
+impl OnGpu<'_> {
+    /// Finds codes with error propagation, or by the search alone if there is no factor.
+    pub(super) fn find_by_gptq(&self, rows: &mut Rows) -> Result<(), DriverError> {
         match &self.matrices.factor {
             Some(factor) => {
-                self.solve(&mut rows, factor)?;
-                self.descend(&mut rows)?;
+                self.solve(rows, factor)?;
+                self.descend(rows)
             }
-            None => {
-                kernels.choose_scales(stream, &mut rows, &self.matrices.diagonal)?;
-                kernels.round(stream, &mut rows)?;
-            }
+            None => self.search(rows),
         }
-        kernels.errors(stream, &mut rows)?;
-        self.quadratic_form(&rows.errors, rows.padded, target.errors)?;
-        kernels.finish(stream, &rows, target.codes, target.scales, target.zeros)
     }
 
-    /// `quadratic_form` of `descent.rs`, of `x` (`[padded, size]`).
-    fn quadratic_form(&self, x: &CudaSlice<f32>, padded: usize, out: &mut [f64]) -> Result<(), DriverError> {
-        let stream = &self.gpu.stream;
-        let mut sums = stream.alloc_zeros::<f64>(padded)?;
-        for columns in (0..self.problem.size).step_by(BLOCK) {
-            let columns = columns..(columns + BLOCK).min(self.problem.size);
-            let product = self.times_hessian(x, padded, columns.clone())?;
-            self.gpu.kernels.dots(stream, (x, &product), self.problem.ridge, columns, &mut sums)?;
-        }
-        stream.memcpy_dtoh(&sums.slice(..out.len()), out)
-    }
-
-    /// `x * H[all, columns]`.
-    fn times_hessian(
-        &self,
-        x: &CudaSlice<f32>,
-        padded: usize,
-        columns: Range<usize>,
-    ) -> Result<CudaSlice<f32>, DriverError> {
-        let size = self.problem.size;
-        let x = Factor { values: x, stride: size, rows: 0..padded, columns: 0..size };
-        let hessian = Factor { values: &self.matrices.hessian, stride: size, rows: 0..size, columns };
-        self.gpu.kernels.product(&self.gpu.stream, &x, &hessian)
+    /// `Rows::search` of `rows.rs`: the best scales for the weights as they are, and the nearest codes.
+    pub(super) fn search(&self, rows: &mut Rows) -> Result<(), DriverError> {
+        self.gpu.kernels.choose_scales(&self.gpu.stream, rows, &self.matrices.diagonal)?;
+        self.gpu.kernels.round(&self.gpu.stream, rows)
     }
 
     /// `solve` of `solve.rs`.
@@ -249,26 +131,5 @@ impl<'a> OnGpu<'a> {
         }
         kernels.refit(stream, rows, &sums)?;
         kernels.errors(stream, rows)
-    }
-}
-
-impl Solver for OnGpu<'_> {
-    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
-        let Problem { size, grid, .. } = *self.problem;
-        assert!(weights.len().is_multiple_of(size), "{} weights in rows of {size}", weights.len());
-        let (rows, groups) = (weights.len() / size, grid.groups(size));
-        let mut codes = vec![0; rows * size];
-        let mut scales = vec![f16::ZERO; rows * groups];
-        let mut zeros = vec![0; rows * groups];
-        let (mut errors, mut energies) = (vec![0.0; rows], vec![0.0; rows]);
-        {
-            let _turn = self.gpu.turn();
-            let (codes, scales, zeros) = (&mut codes[..], &mut scales[..], &mut zeros[..]);
-            let target = Target { codes, scales, zeros, errors: &mut errors, energies: &mut energies };
-            self.quantize(weights, target)?;
-        }
-        let linear = QuantizedLinear::new([rows, size], grid, codes, scales, zeros, None)
-            .expect("the solver keeps to the grid");
-        Ok((linear, Loss::sum(errors.chunks(ROWS).zip(energies.chunks(ROWS)).map(|(a, b)| [a, b]))))
     }
 }

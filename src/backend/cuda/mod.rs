@@ -3,8 +3,10 @@
 //! The program finds the driver when it runs, so one build serves machines with and without a GPU. Kernels are compiled to
 //! PTX when the program is built (`build.rs`) and by the driver, for the GPU that is there, when a device is opened.
 
+mod awq;
 mod gptq;
 mod kernels;
+mod solver;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +19,7 @@ use self::kernels::Kernels;
 use super::{Backend, Batch, BlockRows, Solver};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
+use crate::quant::awq::scales::Trial;
 use crate::quant::gptq::Problem;
 
 /// A GPU with its kernels.
@@ -99,6 +102,14 @@ impl Cuda {
         self.turn.lock().expect("no thread panics while it has its turn")
     }
 
+    fn too_long(&self, columns: usize) -> Error {
+        Error::new(
+            Kind::Unsupported,
+            format!("{}: groups of {columns} columns do not fit the GPU's shared memory", self.name),
+        )
+        .hint("Pass a smaller --group-size or --device cpu.")
+    }
+
     /// What became of the smallest part of the work, which needs `bytes` bytes.
     fn failed_to_hold(&self, what: &str, bytes: usize, doing: &str, e: &DriverError) -> Error {
         if !is_out_of_memory(e) {
@@ -131,8 +142,12 @@ impl Backend for Cuda {
         self.encode(rows, out)
     }
 
+    fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>> {
+        self.losses(trial)
+    }
+
     fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
-        Ok(Box::new(gptq::OnGpu::new(self, problem)?))
+        Ok(Box::new(solver::OnGpu::new(self, problem)?))
     }
 }
 

@@ -224,7 +224,7 @@ impl Problem {
     }
 
     /// The columns of a group.
-    pub(in crate::quant) fn columns_of(&self, group: usize) -> Range<usize> {
+    pub(crate) fn columns_of(&self, group: usize) -> Range<usize> {
         let start = group * self.grid.group_size;
         start..(start + self.grid.group_size).min(self.size)
     }

@@ -8,6 +8,7 @@ use cudarc::driver::{
 };
 use half::f16;
 
+use super::teams::{PADDING, TEAM, TERMS, Teams};
 use super::{Kernels, grid, number};
 
 const CHOOSE_SCALES: &str = "gptq_choose_scales";
@@ -21,15 +22,11 @@ const DESCEND_BLOCK: &str = "gptq_descend_block";
 pub(super) const NAMES: [&str; 8] =
     [CHOOSE_SCALES, ROUND, ERRORS, DOTS, REFIT, FINISH, SOLVE_BLOCK, DESCEND_BLOCK];
 
-/// Rows are padded to a multiple of this.
-const PADDING: usize = 16;
-/// Threads that share a row, and floats of a row's terms.
-const TEAM: usize = 8;
-const TERMS: usize = 136;
 /// Threads of a block.
 const THREADS: usize = 128;
-/// Shared memory that a block may have without asking.
-const SHARED: usize = 48 << 10;
+
+/// Arrays of a row in shared memory.
+const ARRAYS: usize = 3;
 
 /// Some rows of a matrix while they are quantized. All matrices are row-major, padded with rows of zeros.
 #[derive(Debug)]
@@ -38,9 +35,9 @@ pub(in crate::backend::cuda) struct Rows {
     pub(in crate::backend::cuda) padded: usize,
     rows: usize,
     pub(in crate::backend::cuda) size: usize,
-    groups: usize,
+    pub(super) groups: usize,
     /// Bits, group size, whether it is symmetric, lowest zero point: `Grid` in `team.cuh`.
-    grid: [u32; 4],
+    pub(super) grid: [u32; 4],
     /// `[padded, size]`.
     pub(in crate::backend::cuda) weights: CudaSlice<f32>,
     /// The same, less the zero points.
@@ -48,40 +45,8 @@ pub(in crate::backend::cuda) struct Rows {
     /// The same, in the order that the stage of the work wants.
     pub(in crate::backend::cuda) errors: CudaSlice<f32>,
     /// `[padded, groups]`.
-    scales: CudaSlice<f32>,
-    zeros: CudaSlice<f32>,
-}
-
-/// How the kernels of teams are launched for blocks of some length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::backend::cuda) struct Teams {
-    /// Rows of a thread block.
-    rows: usize,
-    /// Floats of a row's array in shared memory.
-    stride: usize,
-}
-
-impl Teams {
-    /// For blocks of `length` columns, if the shared memory of a thread block is large enough for them.
-    pub(in crate::backend::cuda) fn of(length: usize) -> Option<Teams> {
-        // 8 more than a multiple of 32.
-        let stride = (length + 23) / 32 * 32 + 8;
-        let rows =
-            [16, 8, 4, 2, 1].into_iter().find(|rows| rows * Teams { rows: 1, stride }.bytes() <= SHARED)?;
-        Some(Teams { rows, stride })
-    }
-
-    fn bytes(self) -> usize {
-        self.rows * 4 * (3 * self.stride + TERMS)
-    }
-
-    fn launch(self, padded: usize) -> LaunchConfig {
-        LaunchConfig {
-            grid_dim: (number(padded / self.rows), 1, 1),
-            block_dim: (number(self.rows * TEAM), 1, 1),
-            shared_mem_bytes: number(self.bytes()),
-        }
-    }
+    pub(super) scales: CudaSlice<f32>,
+    pub(super) zeros: CudaSlice<f32>,
 }
 
 /// A block of steps or columns, with the product that belongs to it.
@@ -166,9 +131,18 @@ impl Rows {
         Ok(Rows { padded, rows, size, groups, grid, weights: on_gpu, codes, errors, scales, zeros })
     }
 
-    /// Bytes that a row needs on the GPU, its part of products included.
-    pub(in crate::backend::cuda) fn bytes(size: usize, longest: usize) -> usize {
-        4 * (4 * size + (2 + size.div_ceil(crate::quant::gemm::CHUNK)) * longest)
+    /// Whether `gptq_solve_block` and `gptq_descend_block` can work on blocks of this length.
+    pub(in crate::backend::cuda) fn fits(length: usize) -> bool {
+        Teams::of(length, ARRAYS).is_some()
+    }
+
+    /// The fewest rows that the GPU works on; more are padded to a multiple of them.
+    pub(in crate::backend::cuda) const LEAST: usize = PADDING;
+
+    /// Bytes that these need, with their part of a product of `longest` columns.
+    pub(in crate::backend::cuda) fn least_bytes(size: usize, longest: usize) -> usize {
+        let chunks = size.div_ceil(crate::quant::gemm::CHUNK);
+        PADDING * 4 * (4 * size + (1 + chunks) * longest)
     }
 
     fn results(&self, stream: &Arc<CudaStream>) -> ResultArguments {
@@ -309,7 +283,7 @@ impl Kernels {
             rows.holds(&block) && columns.len() == rows.size && conditional.len() == rows.size,
             "a block of the matrix"
         );
-        let teams = Teams::of(block.length).expect("the longest block was found to fit");
+        let teams = Teams::of(block.length, ARRAYS).expect("the longest block was found to fit");
         let arguments = SolveArguments {
             weights: rows.weights.device_ptr(stream).0,
             product: block.product.device_ptr(stream).0,
@@ -328,7 +302,7 @@ impl Kernels {
         // SAFETY: the arguments are the kernel's, in its order. Matrices are as large as was asserted and as `Rows` has them;
         // the caller's columns are those of the matrix and its groups those of the block's steps, as the host's `Order` has
         // them; `Teams` gives each row the shared memory that it needs.
-        unsafe { launch.launch(teams.launch(rows.padded))? };
+        unsafe { launch.launch(teams.launch(rows.padded, [1, 1]))? };
         Ok(())
     }
 
@@ -347,7 +321,7 @@ impl Kernels {
             row_sums.len() == groups * block.length && totals.len() == groups
         });
         assert!(rows.holds(&block) && (has_sums || !refit || rows.grid[2] != 0), "a block of the matrix");
-        let teams = Teams::of(block.length).expect("the longest block was found to fit");
+        let teams = Teams::of(block.length, ARRAYS).expect("the longest block was found to fit");
         let arguments = DescentArguments {
             weights: rows.weights.device_ptr(stream).0,
             product: block.product.device_ptr(stream).0,
@@ -365,7 +339,7 @@ impl Kernels {
         // SAFETY: the arguments are the kernel's, in its order. Matrices are as large as was asserted and as `Rows` has them;
         // a block in which scales are improved begins with a group, as `descent::blocks_of` has it, so that it has as many
         // groups as there are sums; `Teams` gives each row the shared memory that it needs.
-        unsafe { launch.launch(teams.launch(rows.padded))? };
+        unsafe { launch.launch(teams.launch(rows.padded, [1, 1]))? };
         Ok(())
     }
 

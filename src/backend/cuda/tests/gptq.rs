@@ -8,7 +8,7 @@ use crate::quant::gptq::{Method, Ordering, Problem, Settings};
 use crate::quant::gram::Gram;
 
 /// Numbers from -0.5 to 0.5.
-fn noise(seed: u32, n: usize) -> Vec<f32> {
+pub(super) fn noise(seed: u32, n: usize) -> Vec<f32> {
     let mut state = seed;
     let next = || {
         state = state.wrapping_mul(1664525).wrapping_add(1013904223);
@@ -18,7 +18,7 @@ fn noise(seed: u32, n: usize) -> Vec<f32> {
 }
 
 /// That of inputs whose neighbouring channels are correlated, some of them much larger than others.
-fn gram(tokens: usize, size: usize) -> Gram {
+pub(super) fn gram(tokens: usize, size: usize) -> Gram {
     let mut x = noise(7, tokens * size);
     for row in x.chunks_exact_mut(size) {
         (1..size).for_each(|i| row[i] += 0.8 * row[i - 1]);
@@ -29,7 +29,7 @@ fn gram(tokens: usize, size: usize) -> Gram {
     gram
 }
 
-fn grid(bits: u32, group_size: usize, symmetric: bool) -> Grid {
+pub(super) fn grid(bits: u32, group_size: usize, symmetric: bool) -> Grid {
     Grid { bits, group_size, symmetric }
 }
 

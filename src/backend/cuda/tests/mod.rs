@@ -1,5 +1,6 @@
 //! The GPU gives the CPU's bytes. Without a GPU the tests say so and pass, unless REQUIRE_GPU is set.
 
+mod awq;
 mod gptq;
 mod kquant;
 mod products;
