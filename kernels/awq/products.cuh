@@ -5,7 +5,7 @@
 // eight threads of a row read 128 bytes at once.
 #pragma once
 
-#include "../gptq/team.cuh"
+#include "../rows/team.cuh"
 
 /// Candidates that are tried together.
 constexpr unsigned BATCH = 4;

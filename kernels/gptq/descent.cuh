@@ -1,7 +1,7 @@
 // Coordinate descent: codes, scales and zero points of a block improved in turn (src/quant/gptq/descent.rs).
 #pragma once
 
-#include "team.cuh"
+#include "../rows/team.cuh"
 
 /// How often the codes of a block, and then its scales, are gone through.
 constexpr int TURNS = 2;

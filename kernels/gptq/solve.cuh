@@ -1,7 +1,7 @@
 // The solver of a block of columns, each error made good by the columns that follow (src/quant/gptq/solve.rs).
 #pragma once
 
-#include "scale_search.cuh"
+#include "../rows/scale_search.cuh"
 
 /// What a block of steps is made of.
 struct SolveBlock {

@@ -1,6 +1,6 @@
 //! The processor.
 
-use super::{Backend, Batch, BlockRows, Solver};
+use super::{Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::{self, Simd};
@@ -8,6 +8,7 @@ use crate::quant::QuantizedLinear;
 use crate::quant::awq::clip;
 use crate::quant::awq::scales::Trial;
 use crate::quant::gptq::{Loss, Problem};
+use crate::quant::gram::Gram;
 
 /// The processor, by one of its instruction sets.
 #[derive(Clone, Copy, Debug)]
@@ -34,12 +35,27 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>> {
+        Ok(Box::new(Gram::new(size)))
+    }
+
     fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>> {
         Ok(trial.losses(self.simd))
     }
 
     fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
         Ok(Box::new(OnCpu { problem, simd: self.simd }))
+    }
+}
+
+impl GramSum for Gram {
+    fn add(&mut self, x: &[f32]) -> Result<()> {
+        Gram::add(self, x);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Gram> {
+        Ok(*self)
     }
 }
 

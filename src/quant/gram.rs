@@ -25,6 +25,12 @@ impl Gram {
         Gram { size, tokens: 0, values: vec![0.0; size * size] }
     }
 
+    /// That whose upper triangle was summed up elsewhere, in the order of [`Gram::add`].
+    pub(crate) fn of_sums(size: usize, tokens: usize, values: Vec<f32>) -> Gram {
+        assert_eq!(values.len(), size * size, "a square matrix");
+        Gram { size, tokens, values }
+    }
+
     /// Adds inputs, `[tokens, size]` row-major.
     ///
     /// # Panics

@@ -42,10 +42,21 @@ fn assert_same_files(name: &str, format: &[&str], extra: &[&str], variables: &[(
     if !gpu_is_there() {
         return;
     }
+    assert_same_files_on("cuda:0", name, format, extra, variables);
+}
+
+#[track_caller]
+fn assert_same_files_on(
+    device: &str,
+    name: &str,
+    format: &[&str],
+    extra: &[&str],
+    variables: &[(&str, &str)],
+) {
     let [of_cpu, of_gpu] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     quantize(name, format, of_cpu.path(), "cpu", extra, &[]).success();
-    let outcome = quantize(name, format, of_gpu.path(), "cuda:0", extra, variables);
-    assert!(outcome.stderr.contains("calibration runs on the CPU"), "{}", outcome.stderr);
+    let outcome = quantize(name, format, of_gpu.path(), device, extra, variables);
+    assert!(outcome.stderr.contains("computes its activations on the CPU"), "{}", outcome.stderr);
     outcome.success();
     let (of_cpu, of_gpu) = (files(of_cpu.path()), files(of_gpu.path()));
     assert!(of_cpu.keys().eq(of_gpu.keys()));
@@ -102,4 +113,17 @@ fn awq_is_the_same_checkpoint() {
 fn awq_by_gptq_is_the_same_checkpoint() {
     let extra = ["--skip", r"layers\.0\.|mlp|q_proj|k_proj|o_proj", "--group-size", "64", "--solver", "gptq"];
     assert_same_files("llama", &["awq", "-q", "4bit"], &extra, &[]);
+}
+
+#[test]
+fn two_gpus_share_the_rows() {
+    if !gpu_is_there() || !is_twin() {
+        return;
+    }
+    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|o_proj", "--group-size", "64"];
+    let two = [("GPU_TWIN_DEVICES", "2")];
+    assert_same_files_on("cuda:0,cuda:1", "llama", &["gptq", "-q", "4bit"], &extra, &two);
+    let out = tempfile::tempdir().unwrap();
+    let outcome = quantize("llama", &["gptq", "-q", "4bit"], out.path(), "cuda:0,cuda:0", &extra, &two);
+    outcome.failure(2, &["twice"]);
 }

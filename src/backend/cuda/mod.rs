@@ -5,10 +5,14 @@
 
 mod awq;
 mod gptq;
+mod gram;
 mod kernels;
+mod several;
 mod solver;
 #[cfg(test)]
 mod tests;
+
+pub use several::Gpus;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -16,7 +20,7 @@ use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 use self::kernels::Kernels;
-use super::{Backend, Batch, BlockRows, Solver};
+use super::{Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
 use crate::quant::awq::scales::Trial;
@@ -140,6 +144,10 @@ impl Backend for Cuda {
         }
         let _turn = self.turn();
         self.encode(rows, out)
+    }
+
+    fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>> {
+        Ok(Box::new(gram::OnGpu::new(self, size)?))
     }
 
     fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>> {

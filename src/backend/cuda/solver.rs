@@ -6,7 +6,7 @@ use cudarc::driver::{CudaSlice, DriverError};
 use half::f16;
 
 use super::gptq::Matrices;
-use super::kernels::{Factor, Rows};
+use super::kernels::{Block, Factor, Grams, Rows};
 use super::{Cuda, is_out_of_memory};
 use crate::backend::Solver;
 use crate::error::Result;
@@ -28,7 +28,46 @@ pub(super) struct OnGpu<'a> {
 }
 
 /// What finds scales, zero points and codes of rows whose weights are on the GPU.
-type Method<'a> = dyn Fn(&mut Rows) -> Result<(), DriverError> + 'a;
+type Method<'a> = dyn Fn(&OnGpu<'_>, &mut Rows) -> Result<(), DriverError> + Sync + 'a;
+
+/// Quantizes a matrix by a method, its rows spread over the GPUs that `parts` are on.
+pub(super) fn quantize(
+    parts: &[OnGpu<'_>],
+    weights: &[f32],
+    method: &Method<'_>,
+) -> Result<(QuantizedLinear, Loss)> {
+    let Problem { size, grid, .. } = *parts[0].problem;
+    assert!(weights.len().is_multiple_of(size), "{} weights in rows of {size}", weights.len());
+    let (rows, groups) = (weights.len() / size, grid.groups(size));
+    let mut codes = vec![0; rows * size];
+    let mut scales = vec![f16::ZERO; rows * groups];
+    let mut zeros = vec![0; rows * groups];
+    let (mut errors, mut energies) = (vec![0.0; rows], vec![0.0; rows]);
+    let target = Target {
+        codes: &mut codes,
+        scales: &mut scales,
+        zeros: &mut zeros,
+        errors: &mut errors,
+        energies: &mut energies,
+    };
+    let each = rows.div_ceil(parts.len()).next_multiple_of(Rows::LEAST);
+    std::thread::scope(|scope| {
+        let mut rest = Some(target);
+        let mut threads = Vec::new();
+        for (part, weights) in parts.iter().zip(weights.chunks(each * size)) {
+            let (target, more) = rest.take().expect("rows are left").split(weights.len() / size);
+            rest = Some(more);
+            threads.push(scope.spawn(move || {
+                let _turn = part.gpu.turn();
+                part.rows(weights, target, method)
+            }));
+        }
+        threads.into_iter().try_for_each(|thread| thread.join().expect("a GPU's thread does not panic"))
+    })?;
+    let linear = QuantizedLinear::new([rows, size], grid, codes, scales, zeros, None)
+        .expect("the solver keeps to the grid");
+    Ok((linear, Loss::sum(errors.chunks(ROWS).zip(energies.chunks(ROWS)).map(|(a, b)| [a, b]))))
+}
 
 /// Where the result of some rows goes.
 struct Target<'a> {
@@ -41,7 +80,7 @@ struct Target<'a> {
 
 impl<'a> Target<'a> {
     fn split(self, rows: usize) -> (Target<'a>, Target<'a>) {
-        let all = self.errors.len();
+        let all = self.errors.len().max(1);
         let (codes, scales) = (self.codes.len() / all * rows, self.scales.len() / all * rows);
         let (codes, more_codes) = self.codes.split_at_mut(codes);
         let (zeros, more_zeros) = self.zeros.split_at_mut(scales);
@@ -65,7 +104,7 @@ impl<'a> OnGpu<'a> {
         let blocks = blocks_of(problem);
         let descent = blocks.iter().map(Range::len).max().unwrap_or(0);
         let longest = problem.order.longest().max(descent);
-        if !Rows::fits(longest) {
+        if !Block::can_be(longest) {
             return Err(gpu.too_long(longest));
         }
         let matrices = Matrices::upload(&gpu.stream, problem).map_err(|e| {
@@ -80,26 +119,6 @@ impl<'a> OnGpu<'a> {
     pub(super) fn grid(&self) -> [u32; 4] {
         let Problem { grid, lowest_zero, .. } = *self.problem;
         [grid.bits, grid.group_size as u32, grid.symmetric.into(), lowest_zero.into()]
-    }
-
-    /// Quantizes a matrix by a method.
-    fn quantize(&self, weights: &[f32], method: &Method<'_>) -> Result<(QuantizedLinear, Loss)> {
-        let Problem { size, grid, .. } = *self.problem;
-        assert!(weights.len().is_multiple_of(size), "{} weights in rows of {size}", weights.len());
-        let (rows, groups) = (weights.len() / size, grid.groups(size));
-        let mut codes = vec![0; rows * size];
-        let mut scales = vec![f16::ZERO; rows * groups];
-        let mut zeros = vec![0; rows * groups];
-        let (mut errors, mut energies) = (vec![0.0; rows], vec![0.0; rows]);
-        {
-            let _turn = self.gpu.turn();
-            let (codes, scales, zeros) = (&mut codes[..], &mut scales[..], &mut zeros[..]);
-            let target = Target { codes, scales, zeros, errors: &mut errors, energies: &mut energies };
-            self.rows(weights, target, method)?;
-        }
-        let linear = QuantizedLinear::new([rows, size], grid, codes, scales, zeros, None)
-            .expect("the solver keeps to the grid");
-        Ok((linear, Loss::sum(errors.chunks(ROWS).zip(energies.chunks(ROWS)).map(|(a, b)| [a, b]))))
     }
 
     /// Quantizes rows, in halves if the GPU's memory is too small for all at once.
@@ -130,7 +149,7 @@ impl<'a> OnGpu<'a> {
         let (stream, kernels) = (&self.gpu.stream, &self.gpu.kernels);
         let mut rows = Rows::upload(stream, weights, self.problem.size, self.grid())?;
         self.quadratic_form(&rows.weights, rows.padded, target.energies)?;
-        method(&mut rows)?;
+        method(self, &mut rows)?;
         kernels.errors(stream, &mut rows)?;
         self.quadratic_form(&rows.errors, rows.padded, target.errors)?;
         kernels.finish(stream, &rows, target.codes, target.scales, target.zeros)
@@ -164,11 +183,20 @@ impl<'a> OnGpu<'a> {
 
 impl Solver for OnGpu<'_> {
     fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
-        self.quantize(weights, &|rows| self.find_by_gptq(rows))
+        quantize(std::slice::from_ref(self), weights, &|part, rows| part.find_by_gptq(rows))
     }
 
     fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
-        let grams = self.grams()?;
-        self.quantize(weights, &|rows| self.find_by_awq(rows, &grams))
+        by_awq(std::slice::from_ref(self), weights)
     }
+}
+
+/// AWQ's ranges, the rows spread over GPUs.
+pub(super) fn by_awq(parts: &[OnGpu<'_>], weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
+    let grams: Vec<Grams> = parts.iter().map(OnGpu::grams).collect::<Result<_>>()?;
+    let method = |part: &OnGpu<'_>, rows: &mut Rows| {
+        let at = parts.iter().position(|p| std::ptr::eq(p, part)).expect("one of the parts");
+        part.find_by_awq(rows, &grams[at])
+    };
+    quantize(parts, weights, &method)
 }

@@ -97,9 +97,12 @@ impl LayerwiseOptions {
 
 /// Opens the device that was asked for, and says what it does if it is a GPU.
 pub(in crate::cli) fn open_device(global: &Global, terminal: &Terminal) -> Result<Arc<dyn Backend>> {
-    let backend = backend::open(global.device()?, Simd::best())?;
+    let backend = backend::open(&global.device()?, Simd::best())?;
     if backend.batch() == Batch::All {
-        terminal.info(&format!("Device: {} for the matrices; calibration runs on the CPU", backend.name()));
+        terminal.info(&format!(
+            "Device: {} for all but the model, which computes its activations on the CPU",
+            backend.name()
+        ));
     }
     Ok(backend)
 }

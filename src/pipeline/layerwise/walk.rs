@@ -90,11 +90,11 @@ impl Walk<'_> {
                 }
                 let matrices: Vec<&Matrix> =
                     matrices.iter().filter(|m| step_of(m.input) == Some(step)).collect();
-                let mut grams = Grams::new(&matrices);
+                let mut grams = Grams::new(&matrices, self.backend, self.watch.progress)?;
                 let mut guard = Guard::new(&mut grams);
                 hidden.step(step, &layer, self.keep, &mut guard, self.watch.cancel)?;
                 guard.finish(self.model.spec, self.watch.progress)?;
-                method.quantize(Stop { layer: index, matrices, grams: grams.0 }, &mut layer)?;
+                method.quantize(Stop { layer: index, matrices, grams: grams.finish()? }, &mut layer)?;
             }
         }
         Ok(())

@@ -3,51 +3,22 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
-};
-use half::f16;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PushKernelArg};
 
-use super::teams::{PADDING, TEAM, TERMS, Teams};
-use super::{Kernels, grid, number};
+use super::teams::{PADDING, TEAM, Teams};
+use super::{Kernels, Rows, grid, number};
 
-const CHOOSE_SCALES: &str = "gptq_choose_scales";
-const ROUND: &str = "gptq_round";
-const ERRORS: &str = "gptq_errors";
 const DOTS: &str = "gptq_dots";
 const REFIT: &str = "gptq_refit";
-const FINISH: &str = "gptq_finish";
 const SOLVE_BLOCK: &str = "gptq_solve_block";
 const DESCEND_BLOCK: &str = "gptq_descend_block";
-pub(super) const NAMES: [&str; 8] =
-    [CHOOSE_SCALES, ROUND, ERRORS, DOTS, REFIT, FINISH, SOLVE_BLOCK, DESCEND_BLOCK];
+pub(super) const NAMES: [&str; 4] = [DOTS, REFIT, SOLVE_BLOCK, DESCEND_BLOCK];
 
 /// Threads of a block.
 const THREADS: usize = 128;
 
 /// Arrays of a row in shared memory.
 const ARRAYS: usize = 3;
-
-/// Some rows of a matrix while they are quantized. All matrices are row-major, padded with rows of zeros.
-#[derive(Debug)]
-pub(in crate::backend::cuda) struct Rows {
-    /// Rows, with those that pad them.
-    pub(in crate::backend::cuda) padded: usize,
-    rows: usize,
-    pub(in crate::backend::cuda) size: usize,
-    pub(super) groups: usize,
-    /// Bits, group size, whether it is symmetric, lowest zero point: `Grid` in `team.cuh`.
-    pub(super) grid: [u32; 4],
-    /// `[padded, size]`.
-    pub(in crate::backend::cuda) weights: CudaSlice<f32>,
-    /// The same, less the zero points.
-    pub(in crate::backend::cuda) codes: CudaSlice<f32>,
-    /// The same, in the order that the stage of the work wants.
-    pub(in crate::backend::cuda) errors: CudaSlice<f32>,
-    /// `[padded, groups]`.
-    pub(super) scales: CudaSlice<f32>,
-    pub(super) zeros: CudaSlice<f32>,
-}
 
 /// A block of steps or columns, with the product that belongs to it.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +31,19 @@ pub(in crate::backend::cuda) struct Block<'a> {
     pub(in crate::backend::cuda) start: usize,
     /// Columns.
     pub(in crate::backend::cuda) length: usize,
+}
+
+impl Block<'_> {
+    /// Whether the longest block of a problem can be worked on.
+    pub(in crate::backend::cuda) fn can_be(length: usize) -> bool {
+        Teams::of(length, ARRAYS).is_some()
+    }
+
+    fn fits(&self, rows: &Rows) -> bool {
+        self.start + self.length <= rows.size
+            && self.product.len() == rows.padded * self.length
+            && self.matrix.len() == rows.size * rows.size
+    }
 }
 
 /// `SolveBlock` in `solve.cuh`.
@@ -103,6 +87,18 @@ struct ResultArguments {
     zeros: u64,
 }
 
+impl ResultArguments {
+    fn of(rows: &Rows, stream: &Arc<CudaStream>) -> ResultArguments {
+        let address = |slice: &CudaSlice<f32>| slice.device_ptr(stream).0;
+        ResultArguments {
+            codes: address(&rows.codes),
+            errors: address(&rows.errors),
+            scales: address(&rows.scales),
+            zeros: address(&rows.zeros),
+        }
+    }
+}
+
 // SAFETY: plain numbers, laid out as the kernels' structures are.
 unsafe impl DeviceRepr for SolveArguments {}
 // SAFETY: as above.
@@ -110,119 +106,7 @@ unsafe impl DeviceRepr for DescentArguments {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for ResultArguments {}
 
-impl Rows {
-    /// Copies whole rows of weights to the GPU. `grid` is bits, group size (at most `size`), whether it is symmetric, and the
-    /// lowest zero point.
-    pub(in crate::backend::cuda) fn upload(
-        stream: &Arc<CudaStream>,
-        weights: &[f32],
-        size: usize,
-        grid: [u32; 4],
-    ) -> Result<Rows, DriverError> {
-        let group_size = grid[1] as usize;
-        assert!(weights.len().is_multiple_of(size) && (1..=size).contains(&group_size), "whole rows");
-        let (rows, groups) = (weights.len() / size, size.div_ceil(group_size));
-        let padded = rows.next_multiple_of(PADDING);
-        let mut on_gpu = stream.alloc_zeros::<f32>(padded * size)?;
-        stream.memcpy_htod(weights, &mut on_gpu.slice_mut(..weights.len()))?;
-        let zeros = |values| stream.alloc_zeros::<f32>(values);
-        let (codes, errors) = (zeros(padded * size)?, zeros(padded * size)?);
-        let (scales, zeros) = (zeros(padded * groups)?, zeros(padded * groups)?);
-        Ok(Rows { padded, rows, size, groups, grid, weights: on_gpu, codes, errors, scales, zeros })
-    }
-
-    /// Whether `gptq_solve_block` and `gptq_descend_block` can work on blocks of this length.
-    pub(in crate::backend::cuda) fn fits(length: usize) -> bool {
-        Teams::of(length, ARRAYS).is_some()
-    }
-
-    /// The fewest rows that the GPU works on; more are padded to a multiple of them.
-    pub(in crate::backend::cuda) const LEAST: usize = PADDING;
-
-    /// Bytes that these need, with their part of a product of `longest` columns.
-    pub(in crate::backend::cuda) fn least_bytes(size: usize, longest: usize) -> usize {
-        let chunks = size.div_ceil(crate::quant::gemm::CHUNK);
-        PADDING * 4 * (4 * size + (1 + chunks) * longest)
-    }
-
-    fn results(&self, stream: &Arc<CudaStream>) -> ResultArguments {
-        let address = |slice: &CudaSlice<f32>| slice.device_ptr(stream).0;
-        ResultArguments {
-            codes: address(&self.codes),
-            errors: address(&self.errors),
-            scales: address(&self.scales),
-            zeros: address(&self.zeros),
-        }
-    }
-
-    fn holds(&self, block: &Block<'_>) -> bool {
-        block.start + block.length <= self.size
-            && block.product.len() == self.padded * block.length
-            && block.matrix.len() == self.size * self.size
-    }
-
-    /// A thread block for each row.
-    fn launch(&self) -> LaunchConfig {
-        grid(self.padded * THREADS, THREADS)
-    }
-}
-
 impl Kernels {
-    /// Chooses the scales of all groups from the weights: `gptq_choose_scales`. `importance` is one for each column.
-    pub(in crate::backend::cuda) fn choose_scales(
-        &self,
-        stream: &Arc<CudaStream>,
-        rows: &mut Rows,
-        importance: &CudaSlice<f32>,
-    ) -> Result<(), DriverError> {
-        assert_eq!(importance.len(), rows.size, "one importance for each column");
-        let size = number(rows.size);
-        let mut launch = stream.launch_builder(self.named(CHOOSE_SCALES));
-        launch.arg(&rows.weights).arg(importance).arg(&size).arg(&rows.grid);
-        launch.arg(&mut rows.scales).arg(&mut rows.zeros);
-        let blocks = LaunchConfig {
-            grid_dim: (number(rows.padded / PADDING), number(rows.groups), 1),
-            block_dim: (THREADS as u32, 1, 1),
-            shared_mem_bytes: number(PADDING * 4 * TERMS),
-        };
-        // SAFETY: the arguments are the kernel's, in its order; matrices are as large as `Rows` has them, and each of the 16
-        // rows of a thread block has its part of shared memory.
-        unsafe { launch.launch(blocks)? };
-        Ok(())
-    }
-
-    /// Rounds all weights with the scales as they are: `gptq_round`.
-    pub(in crate::backend::cuda) fn round(
-        &self,
-        stream: &Arc<CudaStream>,
-        rows: &mut Rows,
-    ) -> Result<(), DriverError> {
-        let (size, groups) = (number(rows.size), number(rows.groups));
-        let blocks = rows.launch();
-        let mut launch = stream.launch_builder(self.named(ROUND));
-        launch.arg(&rows.weights).arg(&rows.scales).arg(&rows.zeros).arg(&size).arg(&groups).arg(&rows.grid);
-        launch.arg(&mut rows.codes);
-        // SAFETY: the arguments are the kernel's, in its order; matrices are as large as `Rows` has them.
-        unsafe { launch.launch(blocks)? };
-        Ok(())
-    }
-
-    /// Computes all errors anew, in the order of columns: `gptq_errors`.
-    pub(in crate::backend::cuda) fn errors(
-        &self,
-        stream: &Arc<CudaStream>,
-        rows: &mut Rows,
-    ) -> Result<(), DriverError> {
-        let (size, groups, group_size) = (number(rows.size), number(rows.groups), rows.grid[1]);
-        let blocks = rows.launch();
-        let mut launch = stream.launch_builder(self.named(ERRORS));
-        launch.arg(&rows.weights).arg(&rows.codes).arg(&rows.scales).arg(&size).arg(&groups).arg(&group_size);
-        launch.arg(&mut rows.errors);
-        // SAFETY: as for `round`.
-        unsafe { launch.launch(blocks)? };
-        Ok(())
-    }
-
     /// Adds `x * (y - ridge * x)` over some columns to the sum of each row: `gptq_dots`. `x` is `[padded, size]`, `y` is
     /// `[padded, columns]`.
     pub(in crate::backend::cuda) fn dots(
@@ -280,7 +164,7 @@ impl Kernels {
         groups: Option<&CudaSlice<u32>>,
     ) -> Result<(), DriverError> {
         assert!(
-            rows.holds(&block) && columns.len() == rows.size && conditional.len() == rows.size,
+            block.fits(rows) && columns.len() == rows.size && conditional.len() == rows.size,
             "a block of the matrix"
         );
         let teams = Teams::of(block.length, ARRAYS).expect("the longest block was found to fit");
@@ -296,7 +180,7 @@ impl Kernels {
             start: number(block.start),
             length: number(block.length),
         };
-        let (stride, results) = (number(teams.stride), rows.results(stream));
+        let (stride, results) = (number(teams.stride), ResultArguments::of(rows, stream));
         let mut launch = stream.launch_builder(self.named(SOLVE_BLOCK));
         launch.arg(&arguments).arg(&stride).arg(&rows.grid).arg(&results);
         // SAFETY: the arguments are the kernel's, in its order. Matrices are as large as was asserted and as `Rows` has them;
@@ -320,7 +204,7 @@ impl Kernels {
         let has_sums = sums.is_some_and(|(row_sums, totals)| {
             row_sums.len() == groups * block.length && totals.len() == groups
         });
-        assert!(rows.holds(&block) && (has_sums || !refit || rows.grid[2] != 0), "a block of the matrix");
+        assert!(block.fits(rows) && (has_sums || !refit || rows.grid[2] != 0), "a block of the matrix");
         let teams = Teams::of(block.length, ARRAYS).expect("the longest block was found to fit");
         let arguments = DescentArguments {
             weights: rows.weights.device_ptr(stream).0,
@@ -333,49 +217,13 @@ impl Kernels {
             length: number(block.length),
             refit: refit.into(),
         };
-        let (stride, results) = (number(teams.stride), rows.results(stream));
+        let (stride, results) = (number(teams.stride), ResultArguments::of(rows, stream));
         let mut launch = stream.launch_builder(self.named(DESCEND_BLOCK));
         launch.arg(&arguments).arg(&stride).arg(&rows.grid).arg(&results);
         // SAFETY: the arguments are the kernel's, in its order. Matrices are as large as was asserted and as `Rows` has them;
         // a block in which scales are improved begins with a group, as `descent::blocks_of` has it, so that it has as many
         // groups as there are sums; `Teams` gives each row the shared memory that it needs.
         unsafe { launch.launch(teams.launch(rows.padded, [1, 1]))? };
-        Ok(())
-    }
-
-    /// Fetches the result, and waits for it: codes `[rows, size]`, scales and zero points `[rows, groups]`.
-    pub(in crate::backend::cuda) fn finish(
-        &self,
-        stream: &Arc<CudaStream>,
-        rows: &Rows,
-        codes: &mut [u8],
-        scales: &mut [f16],
-        zeros: &mut [u8],
-    ) -> Result<(), DriverError> {
-        assert!(
-            codes.len() == rows.rows * rows.size
-                && scales.len() == rows.rows * rows.groups
-                && zeros.len() == scales.len(),
-            "room for the result"
-        );
-        let (size, groups, group_size) = (number(rows.size), number(rows.groups), rows.grid[1]);
-        // SAFETY: the kernel below writes every element of the three before any is read.
-        let mut out_codes = unsafe { stream.alloc::<u8>(rows.padded * rows.size)? };
-        // SAFETY: as above.
-        let mut out_scales = unsafe { stream.alloc::<u16>(rows.padded * rows.groups)? };
-        // SAFETY: as above.
-        let mut out_zeros = unsafe { stream.alloc::<u8>(rows.padded * rows.groups)? };
-        let mut launch = stream.launch_builder(self.named(FINISH));
-        launch.arg(&rows.codes).arg(&rows.scales).arg(&rows.zeros).arg(&size).arg(&groups).arg(&group_size);
-        launch.arg(&mut out_codes).arg(&mut out_scales).arg(&mut out_zeros);
-        // SAFETY: the arguments are the kernel's, in its order; matrices are as large as `Rows` has them.
-        unsafe { launch.launch(rows.launch())? };
-        stream.memcpy_dtoh(&out_codes.slice(..codes.len()), codes)?;
-        stream.memcpy_dtoh(&out_zeros.slice(..zeros.len()), zeros)?;
-        let mut bits = vec![0; scales.len()];
-        stream.memcpy_dtoh(&out_scales.slice(..scales.len()), &mut bits)?;
-        stream.synchronize()?;
-        scales.iter_mut().zip(bits).for_each(|(scale, bits)| *scale = f16::from_bits(bits));
         Ok(())
     }
 }

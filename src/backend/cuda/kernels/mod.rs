@@ -3,9 +3,11 @@
 //! A launch is unsafe because the compiler cannot see what the kernel does with its arguments. Each function here checks
 //! the sizes that its kernel relies on, passes the arguments in the kernel's order, and says why that is enough.
 
+mod affine;
 mod awq;
 mod gemm;
 mod gptq;
+mod gram;
 mod kquant;
 mod teams;
 
@@ -15,9 +17,10 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaFunction, DriverError, LaunchConfig};
 use cudarc::nvrtc::Ptx;
 
+pub(super) use affine::Rows;
 pub(super) use awq::{Grams, Scored};
 pub(super) use gemm::Factor;
-pub(super) use gptq::{Block, Rows};
+pub(super) use gptq::Block;
 pub(super) use kquant::encoder;
 
 /// The loaded kernels by name.
@@ -44,6 +47,8 @@ impl Kernels {
         load(ptx!("gemm"), &mut gemm::NAMES.into_iter())?;
         load(ptx!("gptq"), &mut gptq::NAMES.into_iter())?;
         load(ptx!("awq"), &mut awq::NAMES.into_iter())?;
+        load(ptx!("affine"), &mut affine::NAMES.into_iter())?;
+        load(ptx!("gram"), &mut gram::NAMES.into_iter())?;
         Ok(Kernels(kernels))
     }
 

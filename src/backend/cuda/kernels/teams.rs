@@ -1,4 +1,4 @@
-//! Launches of kernels whose threads share rows (`kernels/gptq/team.cuh`).
+//! Launches of kernels whose threads share rows (`kernels/rows/team.cuh`).
 
 use cudarc::driver::LaunchConfig;
 

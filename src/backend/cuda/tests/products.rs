@@ -1,8 +1,11 @@
-//! Products of matrices.
+//! Products of matrices, and Gram matrices.
 
+use super::gptq::noise;
 use super::gpu;
+use crate::backend::Backend;
 use crate::backend::cuda::kernels::Factor;
 use crate::quant::gemm::{View, multiply};
+use crate::quant::gram::Gram;
 
 #[test]
 fn products_are_those_of_the_cpu_to_the_bit() {
@@ -27,5 +30,26 @@ fn products_are_those_of_the_cpu_to_the_bit() {
         let found = gpu.stream.clone_dtoh(&found).unwrap();
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
         assert!(found.len() == m * n && found.iter().zip(&expected).all(same), "{m} x {k} x {n}");
+    }
+}
+
+#[test]
+fn gram_matrices_are_those_of_the_cpu_to_the_bit() {
+    let Some((gpu, _one)) = gpu() else { return };
+    for (tokens, size) in [(1, 1), (2, 70), (600, 65), (70, 200), (1025, 16)] {
+        let mut x = noise(3, tokens * size);
+        x[0] = 1e-30;
+        let mut of_cpu = Gram::new(size);
+        let mut of_gpu = gpu.gram(size).unwrap();
+        // In two calls, of which the first ends within a chunk.
+        let (first, second) = x.split_at(tokens / 3 * size);
+        for x in [first, second] {
+            of_cpu.add(x);
+            of_gpu.add(x).unwrap();
+        }
+        let of_gpu = of_gpu.finish().unwrap();
+        assert_eq!((of_gpu.tokens(), of_gpu.size()), (tokens, size));
+        let bits = |gram: Gram| gram.into_symmetric().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert!(bits(of_gpu) == bits(of_cpu), "{tokens} inputs of {size} channels");
     }
 }

@@ -38,7 +38,7 @@ fn compile(nvcc: &Path, source: &str, change: Option<Change<'_>>) -> String {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
     let dir = tempfile::tempdir().unwrap();
     let mut changed = false;
-    for name in ["", "awq", "gptq", "kquant"] {
+    for name in ["", "awq", "gptq", "kquant", "rows"] {
         let to = dir.path().join(name);
         std::fs::create_dir_all(&to).unwrap();
         for entry in std::fs::read_dir(kernels.join(name)).unwrap() {

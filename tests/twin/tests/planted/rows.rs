@@ -256,7 +256,7 @@ fn the_kernels_as_they_are_have_no_fault_and_one_result() {
 #[test]
 fn a_removed_barrier_is_caught() {
     let before_sum =
-        ("gptq/team.cuh", "        __syncwarp();\n        if (me.lane < 2) {", "        if (me.lane < 2) {");
+        ("rows/team.cuh", "        __syncwarp();\n        if (me.lane < 2) {", "        if (me.lane < 2) {");
     assert_races(&SOLVE, before_sum);
     assert_races(&DESCEND, before_sum);
     let before_search =
@@ -275,13 +275,13 @@ fn a_removed_barrier_is_caught() {
         ("awq/score.cuh", "        __syncwarp();\n        Scale scale", "        Scale scale");
     assert_races(&SCORE, before_ranges);
     let before_multiplying = (
-        "gemm.cu",
+        "product.cuh",
         "        __syncthreads();\n        if (from + DEPTH < end) {",
         "        if (from + DEPTH < end) {",
     );
     assert_races(&PRODUCT, before_multiplying);
     let before_next_tile =
-        ("gemm.cu", "        __syncthreads();\n    }\n#pragma unroll", "    }\n#pragma unroll");
+        ("product.cuh", "        __syncthreads();\n    }\n#pragma unroll", "    }\n#pragma unroll");
     assert_races(&PRODUCT, before_next_tile);
 }
 
@@ -295,8 +295,7 @@ fn an_index_off_by_one_is_caught() {
     assert_noticed(&DESCEND, ("gptq/descent.cuh", "group <= last_group", "group < last_group"));
     assert_noticed(&CLIP, ("awq/products.cuh", "t < min(start", "t + 1 < min(start"));
     assert_noticed(&SCORE, ("awq/score.cuh", "gram.values[i * (stride + 1)]", "gram.values[i * stride + 1]"));
-    let reads =
-        faults(&PRODUCT, ("gemm.cu", "column < n && from + i < end", "column <= n && from + i <= end"));
+    let reads = faults(&PRODUCT, ("product.cuh", "row < size && depth < end", "row <= size && depth <= end"));
     let Some(reads) = reads else { return };
     assert!(reads.contains(&Kind::OutOfBounds), "{reads:?}");
 }

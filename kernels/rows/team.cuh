@@ -7,7 +7,7 @@
 // Rows are padded with rows of zeros to a multiple of 16, so that no team is without one.
 #pragma once
 
-#include "../kquant/arithmetic.cuh"
+#include "../arithmetic.cuh"
 
 constexpr unsigned TEAM = 8;
 constexpr unsigned ALL = 0xffffffffu;
