@@ -47,7 +47,7 @@ fn compile(nvcc: &Path, source: &str, change: Option<Change<'_>>) -> String {
             let mut text = std::fs::read_to_string(&path).unwrap();
             if let Some((_, old, new)) = change.filter(|(file, ..)| path.ends_with(file)) {
                 assert!(text.contains(old), "{old:?} is in {}", path.display());
-                text = text.replacen(old, new, 1);
+                text = text.replace(old, new);
                 changed = true;
             }
             std::fs::write(to.join(file), text).unwrap();

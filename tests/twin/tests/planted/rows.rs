@@ -289,7 +289,7 @@ fn a_removed_barrier_is_caught() {
 fn an_index_off_by_one_is_caught() {
     assert_noticed(
         &SOLVE,
-        ("gptq/solve.cuh", "me.first(i + 1); j < block.length", "me.first(i); j < block.length"),
+        ("gptq/solve.cuh", "me.first(i + 1); j < block.length", "me.first(i + 2); j < block.length"),
     );
     assert_noticed(&SOLVE, ("gptq/solve.cuh", "i < block.length; i += TEAM", "i <= block.length; i += TEAM"));
     assert_noticed(&DESCEND, ("gptq/descent.cuh", "group <= last_group", "group < last_group"));
