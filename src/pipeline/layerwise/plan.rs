@@ -1,6 +1,7 @@
 //! Everything that is known before a model is quantized layer by layer, and the checkpoint that comes of it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use regex::Regex;
@@ -11,6 +12,7 @@ use super::verify::verify;
 use super::{LeftOut, Matrix, Sink, Walk, Watch, matrices};
 use crate::arch::Model;
 use crate::atomic;
+use crate::backend::Backend;
 use crate::calib::rows::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::format::packed::{Container, Entry, Layout, PackedWriter, Target};
@@ -41,6 +43,8 @@ pub struct Options {
     pub ignore_config: Vec<String>,
     /// Worker threads.
     pub threads: usize,
+    /// What quantizes the matrices.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// A model, understood, and what is to become of each of its tensors.
@@ -169,6 +173,7 @@ impl Plan {
             weights: &*self.tensors,
             matrices: &self.matrices,
             keep: !self.options.low_memory,
+            backend: &*self.options.backend,
             watch,
         }
     }
