@@ -20,9 +20,24 @@ pub(super) struct CheckpointArgs {
 }
 
 impl CheckpointArgs {
-    /// The settings of a job that writes `output`.
-    pub(super) fn settings(&self, output: &Path) -> Settings {
+    /// The settings of a command that writes `output`.
+    pub(super) fn settings(&self, command: &str, output: &Path) -> Settings {
         let dir = || self.checkpoint_dir.clone().unwrap_or_else(|| Settings::beside(output));
-        Settings { dir: (!self.no_checkpoints).then(dir), resume: self.resume }
+        Settings {
+            command: command.into(),
+            output: output.into(),
+            dir: (!self.no_checkpoints).then(dir),
+            resume: self.resume,
+        }
+    }
+
+    /// The options that were given.
+    pub(super) fn given(&self) -> Vec<&'static str> {
+        let given = [
+            ("--no-checkpoints", self.no_checkpoints),
+            ("--checkpoint-dir", self.checkpoint_dir.is_some()),
+            ("--resume", self.resume),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
 }

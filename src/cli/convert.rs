@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::checkpoints::CheckpointArgs;
 use super::data::DataArgs;
 use super::evaluate::limit;
 use super::measure::{MeasureArgs, describe_evaluation};
@@ -18,6 +19,7 @@ use super::terminal::Terminal;
 use super::{CANCEL, Global};
 use crate::calib::rows::Limits;
 use crate::error::Result;
+use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::convert::{Config, ConversionResult, Target, Wanted, convert};
 use crate::source::safetensors::FloatType;
 use crate::source::tokenizer::encoder::Encoder;
@@ -61,6 +63,8 @@ pub(super) struct Args {
     /// Remove the result and exit with 11 if its mean KL divergence from the source (nats) is larger
     #[arg(long, value_name = "X", value_parser = limit)]
     max_kld: Option<f64>,
+    #[command(flatten)]
+    checkpoints: CheckpointArgs,
     #[command(flatten)]
     measure: MeasureArgs,
     #[command(flatten)]
@@ -119,12 +123,18 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
     }
     let (target, wanted) = target(args, global, terminal)?;
     let name = name(args, &target)?;
+    let path = place(&args.output_dir, &name)?;
     let config = Config {
         source: args.source.clone(),
         target,
         carry_over: wanted.filter(|_| !args.requantize),
         rows: &|encoder: &Encoder, limits: Limits| args.data.rows(encoder, limits, &CANCEL, terminal),
-        output: place(&args.output_dir, &name)?,
+        checkpoint: match args.target_format {
+            TargetFormat::Gptq => args.checkpoints.settings("convert to gptq", &path),
+            TargetFormat::Awq => args.checkpoints.settings("convert to awq", &path),
+            TargetFormat::Gguf | TargetFormat::Hf => Settings::default(),
+        },
+        output: path,
         force: args.force,
         evaluate: args.measure.text(args.max_kld.is_some())?,
         max_kld: args.max_kld,
@@ -149,7 +159,7 @@ fn check_options(args: &Args) -> Result<()> {
     let level = given(&[("--quant-level", args.quant_level.is_some())]);
     let codes = given(&[("--requantize", args.requantize)]);
     let (gguf, gptq, awq) = (args.gguf.given(), args.gptq.given(), args.awq.given());
-    let calibrated = [args.layerwise.given(), data_given(&args.data)].concat();
+    let calibrated = [args.layerwise.given(), data_given(&args.data), args.checkpoints.given()].concat();
     match args.target_format {
         TargetFormat::Gguf => {
             refuse(&[gptq, awq, calibrated, dtype, codes].concat(), "conversion to GGUF")?;

@@ -94,6 +94,7 @@ impl HfWriter {
     pub fn finish(self) -> Result<(PathBuf, u64)> {
         self.shards.finish();
         let dir = self.dir.target().to_owned();
+        self.dir.sync()?;
         self.dir.commit()?;
         Ok((dir, self.file_bytes))
     }

@@ -57,6 +57,8 @@ mod importance;
 mod interrupt;
 /// Runs that are killed and go on.
 mod kill;
+/// Layers of GPTQ and AWQ that are kept, and hidden states on the disk.
+mod layers;
 /// How much memory the work takes.
 mod measured;
 mod memory;
@@ -76,5 +78,7 @@ mod readers;
 mod same_bytes;
 /// The same weights in several shards or another type.
 mod sources;
+/// Commands that are stopped in the middle.
+mod stop;
 /// What the tests share.
 mod support;

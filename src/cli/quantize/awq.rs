@@ -89,7 +89,7 @@ pub(super) fn run(
     }
     job.preflight()?;
     let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
-    let (report, _) = job.run(&rows, terminal, &CANCEL)?;
+    let report = job.run(&rows, terminal, &CANCEL)?.commit(terminal)?;
     drop((job, rows));
     let exponents = |how: &How| match how.method {
         Method::Awq | Method::Gptq { .. } => {

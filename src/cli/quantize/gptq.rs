@@ -122,7 +122,7 @@ pub(super) fn run(
     }
     job.preflight()?;
     let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
-    let report = job.run(&rows, terminal, &CANCEL)?;
+    let report = job.run(&rows, terminal, &CANCEL)?.commit(terminal)?;
     drop((job, rows));
     let damping = |how: &How| match how {
         How::Gptq { damp } => format!("{damp:.2}"),
