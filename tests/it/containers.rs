@@ -313,6 +313,7 @@ fn layers_left_out_are_listed_as_each_loader_reads_them() {
         q["modules_to_not_convert"],
         json!(names.map(|leaf| format!("model.layers.0.self_attn.{leaf}")))
     );
+    assert_eq!(q["dynamic"].as_object().unwrap().keys().collect::<Vec<_>>(), dynamic);
     assert_eq!((q["version"].as_str(), q["zero_point"].as_bool()), (Some("gemm"), Some(true)));
     assert_eq!(open(&case.model()).linears().len(), 10);
 }

@@ -105,6 +105,10 @@ fn every_grid_order_and_version_passes_its_own_validation() {
         let v2 = extra == ["--asym"];
         assert_eq!(stated["checkpoint_format"], if v2 { "gptq_v2" } else { "gptq" }, "{extra:?}");
         assert_eq!(stated["static_groups"], extra == ["--desc-act"]);
+        // GPTQModel loads asymmetric files of version 1 only from those who keep zero points above 0.
+        let quantizers = stated["meta"]["quantizer"].as_array().unwrap();
+        let keeps = quantizers.iter().any(|q| q.as_str().unwrap().starts_with("gptqmodel:"));
+        assert_eq!(keeps, extra.len() == 3, "{extra:?}: {quantizers:?}");
     }
 }
 

@@ -24,7 +24,7 @@ impl AwqConfig {
     /// The configuration in JSON. Symmetric layers too have zero points: loaders know no other.
     pub fn to_json(&self, layers: &Layers) -> Value {
         let left_out = layers.left_out();
-        json!({
+        let mut config = json!({
             "quant_method": "awq",
             "bits": 4,
             "group_size": self.group_size.map_or(-1, |n| n as i64),
@@ -32,7 +32,13 @@ impl AwqConfig {
             "version": "gemm",
             "modules_to_not_convert": if left_out.is_empty() { Value::Null } else { json!(left_out) },
             "meta": {"quantizer": [crate::format::packed::QUANTIZER]},
-        })
+        });
+        if !left_out.is_empty() {
+            // GPTQModel does not read `modules_to_not_convert`, and would leave such layers at random weights.
+            let patterns = layers.left_out_patterns().into_iter();
+            config["dynamic"] = patterns.map(|pattern| (format!("-:{pattern}"), json!({}))).collect();
+        }
+        config
     }
 }
 

@@ -9,6 +9,10 @@ use crate::format::packed::layers::Layers;
 use crate::format::packed::scheme::{Rule, Scheme, StatedGrid};
 use crate::quant::Grid;
 
+/// The version of GPTQModel whose zero points asymmetric files of version 1 have. It loads no others: older writers let
+/// zero points of 0 run over when they subtracted 1. Ours are 1 or more.
+const KEEPS_ZERO_POINTS: &str = "gptqmodel:0.9.0";
+
 /// What a GPTQ checkpoint says of itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GptqConfig {
@@ -36,7 +40,11 @@ impl GptqConfig {
 
     /// The configuration in JSON: the keys of GPTQModel, with what AutoGPTQ, optimum and vLLM look for.
     pub fn to_json(&self, layers: &Layers) -> Value {
-        let mut meta = json!({"quantizer": [crate::format::packed::QUANTIZER]});
+        let mut quantizers = vec![crate::format::packed::QUANTIZER];
+        if self.version == Version::V1 && !self.grid.symmetric {
+            quantizers.push(KEEPS_ZERO_POINTS);
+        }
+        let mut meta = json!({"quantizer": quantizers});
         let more = meta.as_object_mut().expect("it is an object");
         more.insert("damp_percent".into(), self.damp_percent.into());
         more.insert("static_groups".into(), self.static_groups.into());

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::arch::Model;
-use crate::atomic::{self, AtomicFile};
+use crate::atomic::{self, AtomicFile, start_writeback};
 use crate::backend::Backend;
 use crate::calib::imatrix::Imatrix;
 use crate::cancel::Cancel;
@@ -184,14 +184,16 @@ impl Job {
         progress.end();
         let anonymous = written?;
         let mut times = Times { encode: started.elapsed(), ..Times::default() };
-        file.sync()?;
-        times.flush = started.elapsed() - times.encode;
+        // The disk works while the file is validated.
+        start_writeback(file.file(), 0, self.layout.file_bytes());
 
         progress.begin("Validating output", weights, Unit::Weights);
         let verified = verify::verify(file.path(), &self.metadata, &targets, simd, progress, cancel);
         progress.end();
         let losses = verified?;
-        times.validate = started.elapsed() - times.encode - times.flush;
+        times.validate = started.elapsed() - times.encode;
+        file.sync()?;
+        times.flush = started.elapsed() - times.encode - times.validate;
         cancel.check()?;
         file.commit()?;
 
