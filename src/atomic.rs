@@ -102,7 +102,7 @@ fn persist(temp: TempPath, target: &Path, force: bool) -> Result<()> {
 }
 
 /// Makes the name of a file or directory last.
-fn sync_parent(target: &Path) -> Result<()> {
+pub fn sync_parent(target: &Path) -> Result<()> {
     let dir = directory(target);
     let synced = File::open(dir).and_then(|d| d.sync_all());
     synced.map_err(|e| Error::output(format!("cannot flush the directory {}", dir.display()), e))

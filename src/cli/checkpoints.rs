@@ -11,7 +11,7 @@ pub(super) struct CheckpointArgs {
     /// Keep no checkpoint; an interrupted run starts from the beginning
     #[arg(long, conflicts_with_all = ["checkpoint_dir", "resume"])]
     no_checkpoints: bool,
-    /// Where the checkpoint is kept until the work is done [default: OUTPUT.checkpoint]
+    /// Where the checkpoint is kept until the work is done [default: OUTPUT.checkpoint; quantization to GGUF keeps none]
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
     /// Fail if there is no checkpoint to go on from; one that is there is used in any case
@@ -31,13 +31,11 @@ impl CheckpointArgs {
         }
     }
 
-    /// The options that were given.
-    pub(super) fn given(&self) -> Vec<&'static str> {
-        let given = [
-            ("--no-checkpoints", self.no_checkpoints),
-            ("--checkpoint-dir", self.checkpoint_dir.is_some()),
-            ("--resume", self.resume),
-        ];
-        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    /// The same of a command that takes seconds to minutes, and a third longer with a checkpoint: there is one only if it
+    /// is asked for.
+    pub(super) fn settings_if_asked(&self, command: &str, output: &Path) -> Settings {
+        let mut settings = self.settings(command, output);
+        settings.dir = settings.dir.filter(|_| self.checkpoint_dir.is_some() || self.resume);
+        settings
     }
 }

@@ -19,7 +19,6 @@ use super::terminal::Terminal;
 use super::{CANCEL, Global};
 use crate::calib::rows::Limits;
 use crate::error::Result;
-use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::convert::{Config, ConversionResult, Target, Wanted, convert};
 use crate::source::safetensors::FloatType;
 use crate::source::tokenizer::encoder::Encoder;
@@ -125,15 +124,11 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
     let name = name(args, &target)?;
     let path = place(&args.output_dir, &name)?;
     let config = Config {
+        checkpoint: args.checkpoints.settings(&format!("convert to {}", target.format().name()), &path),
         source: args.source.clone(),
         target,
         carry_over: wanted.filter(|_| !args.requantize),
         rows: &|encoder: &Encoder, limits: Limits| args.data.rows(encoder, limits, &CANCEL, terminal),
-        checkpoint: match args.target_format {
-            TargetFormat::Gptq => args.checkpoints.settings("convert to gptq", &path),
-            TargetFormat::Awq => args.checkpoints.settings("convert to awq", &path),
-            TargetFormat::Gguf | TargetFormat::Hf => Settings::default(),
-        },
         output: path,
         force: args.force,
         evaluate: args.measure.text(args.max_kld.is_some())?,
@@ -159,7 +154,7 @@ fn check_options(args: &Args) -> Result<()> {
     let level = given(&[("--quant-level", args.quant_level.is_some())]);
     let codes = given(&[("--requantize", args.requantize)]);
     let (gguf, gptq, awq) = (args.gguf.given(), args.gptq.given(), args.awq.given());
-    let calibrated = [args.layerwise.given(), data_given(&args.data), args.checkpoints.given()].concat();
+    let calibrated = [args.layerwise.given(), data_given(&args.data)].concat();
     match args.target_format {
         TargetFormat::Gguf => {
             refuse(&[gptq, awq, calibrated, dtype, codes].concat(), "conversion to GGUF")?;

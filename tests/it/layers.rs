@@ -1,9 +1,10 @@
 //! GPTQ and AWQ that are killed, interrupted or short of memory: the finished layers are kept, and the bytes are the same.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::stop::{Job, ended, send};
-use crate::support::{Outcome, data, entries, model, text};
+use crate::support::{Outcome, data, entries, model, run, sha256, text};
 
 fn arguments(command: &[&str], dir: &Path) -> Vec<String> {
     let (model, dir, data) = (text(&model("tiny-llama")), text(dir), text(&data("text/evaluation.txt")));
@@ -18,6 +19,67 @@ fn arguments(command: &[&str], dir: &Path) -> Vec<String> {
 static GPTQ: Job = Job::new("q", |dir| arguments(&["quantize", "gptq", "-q", "4bit", "--desc-act"], dir));
 static AWQ: Job = Job::new("q", |dir| arguments(&["quantize", "awq", "-q", "4bit"], dir));
 static CONVERT: Job = Job::new("q", |dir| arguments(&["convert", "awq", "--solver", "gptq"], dir));
+/// A conversion that writes tensor after tensor.
+fn streamed(source: &Path, to: &[&str], dir: &Path) -> Vec<String> {
+    let (source, dir) = (text(source), text(dir));
+    let args = [&["convert", &source], to, &["-o", &dir, "-n", "q", "--threads", "1"]].concat();
+    args.into_iter().map(String::from).collect()
+}
+
+/// Sources of conversions, made once for all tests in the build's own directory.
+fn source(name: &str) -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layers");
+        let (model, out, data) = (text(&model("tiny-llama")), text(&dir), text(&data("text/evaluation.txt")));
+        for rest in [
+            &["gguf", "-q", "Q8_0", "-n", "tiny-llama.gguf"][..],
+            &["gptq", "-q", "4bit", "-n", "tiny-llama-gptq", "--asym", "--group-size", "32"],
+        ] {
+            let rows = ["--calibration-data", &data, "--calibration-samples", "2", "--seq-len", "32"];
+            let rows = if rest[0] == "gguf" { &[][..] } else { &rows };
+            run(&[&["quantize", &model], rest, &["-o", &out, "--force"], rows].concat()).success();
+        }
+        dir
+    });
+    made.join(name)
+}
+
+static TO_GGUF: Job =
+    Job::new("q.gguf", |dir| streamed(&model("tiny-llama"), &["gguf", "-q", "Q4_K_M"], dir));
+static TO_HF: Job = Job::new("q", |dir| streamed(&source("tiny-llama.gguf"), &["hf"], dir));
+static CARRIED: Job = Job::new("q", |dir| streamed(&source("tiny-llama-gptq"), &["awq"], dir));
+
+#[test]
+fn killed_conversions_that_stream_go_on_to_the_same_bytes() {
+    for job in [&TO_GGUF, &TO_HF, &CARRIED] {
+        job.assert_survives_kills(4);
+    }
+}
+
+#[test]
+fn a_conversion_that_streams_takes_up_its_tensors() {
+    for job in [&TO_GGUF, &TO_HF, &CARRIED] {
+        let (dir, done) = job.caught();
+        let outcome = job.run(dir.path(), &["--resume"]).success();
+        assert!(outcome.stderr.contains(&format!("checkpoint: {done} of ")), "{}", outcome.stderr);
+        assert_eq!(entries(dir.path()), [job.output]);
+        job.assert_same(dir.path());
+    }
+}
+
+#[test]
+fn quantization_to_gguf_keeps_a_checkpoint_if_it_is_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out, place) = (text(&model("tiny-llama")), text(dir.path()), text(&dir.path().join("kept")));
+    let args = ["quantize", &model, "gguf", "-q", "Q2_K", "-o", &out, "-n", "q"];
+    run(&[&args[..], &["--resume"]].concat()).failure(7, &["no checkpoint"]);
+    run(&[&args[..], &["--checkpoint-dir", &place]].concat()).success();
+    assert_eq!(entries(dir.path()), ["q.gguf"]);
+    let kept = sha256(&std::fs::read(dir.path().join("q.gguf")).unwrap());
+    run(&[&args[..], &["--force"]].concat()).success();
+    assert_eq!(sha256(&std::fs::read(dir.path().join("q.gguf")).unwrap()), kept);
+}
 
 #[test]
 fn killed_gptq_goes_on_to_the_same_bytes() {

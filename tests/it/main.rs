@@ -68,6 +68,8 @@ mod options;
 mod packed;
 /// A second reader of GPTQ and AWQ.
 mod packed_file;
+/// The order in which things come to the disk.
+mod power_cut;
 /// Random small models.
 mod property;
 /// What a model has lost, and where.

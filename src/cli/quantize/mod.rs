@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         OutputFormat::Gguf => {
             let others =
                 [layerwise.given(), gptq.given(), awq.given(), data_given(data), report.given()].concat();
-            refuse(&[others, common.checkpoints.given()].concat(), "quantization to GGUF")?;
+            refuse(&others, "quantization to GGUF")?;
             gguf::run(common, gguf, global, finish()?, output, terminal)
         }
         OutputFormat::Gptq => {

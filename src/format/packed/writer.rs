@@ -225,7 +225,7 @@ impl PackedWriter {
         Ok(())
     }
 
-    /// The tensors of a quantized layer, to be written by [`PackedWriter::packed`].
+    /// The tensors of a quantized layer, to be written by [`PackedWriter::bytes`].
     ///
     /// # Errors
     /// As [`PackedWriter::linear`].
@@ -248,14 +248,6 @@ impl PackedWriter {
             packed.push(shards::float_bytes(&format!("{name}.bias"), FloatType::F16, bias)?);
         }
         Ok(self.specs(name).into_iter().zip(packed).map(|(spec, bytes)| Packed { bytes, ..spec }).collect())
-    }
-
-    /// Writes a tensor of a quantized layer.
-    ///
-    /// # Panics
-    /// If there is no such tensor or it has another size.
-    pub fn packed(&mut self, tensor: &Packed) -> Result<()> {
-        self.shards.write(&tensor.name, &tensor.bytes)
     }
 
     /// What [`PackedWriter::pack`] makes of a layer, without the bytes.
@@ -290,12 +282,11 @@ impl PackedWriter {
         self.shards.write_floats(name, dtype, values)
     }
 
-    /// Writes the next bytes of another tensor as they are: little-endian, in the type that it is stored in.
+    /// Writes the next bytes of any tensor as they are: little-endian, in the type that it is stored in.
     ///
     /// # Panics
     /// If there is no such tensor or no room for so many bytes.
     pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        assert!(self.dense.contains_key(name), "{name} is not laid out");
         self.shards.write(name, bytes)
     }
 
@@ -326,7 +317,7 @@ impl PackedWriter {
     }
 }
 
-/// A tensor of a quantized layer, as it is stored.
+/// A tensor as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packed {
     /// Its name.
@@ -337,6 +328,13 @@ pub struct Packed {
     pub shape: Vec<usize>,
     /// Its elements, little-endian, row-major.
     pub bytes: Vec<u8>,
+}
+
+impl Packed {
+    /// Bytes of all elements, whether they are there or not.
+    pub fn size(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
+    }
 }
 
 /// A checkpoint that is on the disk and has no name yet.

@@ -4,7 +4,8 @@ mod fold;
 pub mod report;
 mod scale;
 
-use super::layerwise::{Options, Outcome, Plan, Watch};
+use super::layerwise::{Options, Plan, Watch};
+use super::outcome::Outcome;
 use crate::calib::rows::Rows;
 use crate::cancel::Cancel;
 use crate::error::Result;

@@ -11,6 +11,7 @@
 
 mod identity;
 mod state;
+pub mod stream;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -22,10 +23,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::atomic::{AtomicFile, check_space, is_temporary, remove_abandoned};
+use crate::atomic::{AtomicFile, check_space, is_temporary, remove_abandoned, sync_parent};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-pub use identity::Identity;
+pub use identity::{Identity, hash};
 use state::{Output, Record, STATE, State};
 
 /// How names of our files end.
@@ -117,6 +118,10 @@ impl Checkpoint {
                 .hint("Leave out --resume to start from the beginning."));
         }
         let found_one = found.is_some();
+        if !found_one {
+            // The first commit is worth nothing in a directory that a power cut takes away.
+            sync_parent(dir)?;
+        }
         let state = found.unwrap_or_else(|| State::new(identity.clone()));
         let differences = identity.differences(&state.identity);
         if !differences.is_empty() {
@@ -189,16 +194,35 @@ impl Checkpoint {
         bytes: u64,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<()> {
-        assert!(is_part(name), "{name} is no name of a checkpoint's file");
-        let mut file = AtomicFile::create(&self.dir.join(name), bytes, true).map_err(elsewhere)?;
-        let mut out = Hashed::new(BufWriter::with_capacity(1 << 20, file.file()));
+        let mut part = self.begin(name, bytes)?;
+        let mut out = BufWriter::with_capacity(1 << 20, &mut part);
         write(&mut out)
-            .and_then(|()| out.inner.flush())
+            .and_then(|()| out.flush())
             .map_err(|e| elsewhere(Error::output(format!("cannot write {name} of the checkpoint"), e)))?;
-        let record = out.record();
+        drop(out);
+        self.end(part)
+    }
+
+    /// Begins a file of `bytes` bytes, of which nothing is left unless it is ended.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::put`].
+    pub fn begin(&self, name: &str, bytes: u64) -> Result<PartFile> {
+        assert!(is_part(name), "{name} is no name of a checkpoint's file");
+        let file = AtomicFile::create(&self.dir.join(name), bytes, true).map_err(elsewhere)?;
+        Ok(PartFile { name: name.into(), out: Hashed::new(file) })
+    }
+
+    /// Flushes a file to the disk. It counts from the next commit on.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::put`].
+    pub fn end(&mut self, part: PartFile) -> Result<()> {
+        let PartFile { name, out } = part;
+        let (record, file) = out.finish();
         file.sync()?;
         file.commit()?;
-        self.pending.insert(name.into(), record);
+        self.pending.insert(name, record);
         Ok(())
     }
 
@@ -234,7 +258,7 @@ impl Checkpoint {
         let mut input = Hashed::new(BufReader::with_capacity(1 << 20, file));
         let made = read(&mut input);
         io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(format!("cannot be read: {e}")))?;
-        if input.record() != *record {
+        if input.finish().0 != *record {
             return Err(damaged("is not what was written".into()));
         }
         made
@@ -365,6 +389,25 @@ impl Drop for Checkpoint {
     }
 }
 
+/// A file that is being written.
+#[derive(Debug)]
+pub struct PartFile {
+    name: String,
+    out: Hashed<AtomicFile>,
+}
+
+impl Write for PartFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.inner.file().write(bytes)?;
+        self.out.took(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.inner.file().flush()
+    }
+}
+
 /// Makes the directory and locks it.
 fn lock(dir: &Path) -> Result<File> {
     let unwritable = |e| {
@@ -413,6 +456,7 @@ fn is_part(name: &str) -> bool {
 }
 
 /// Hashes what goes through.
+#[derive(Debug)]
 struct Hashed<T> {
     inner: T,
     hash: Sha256,
@@ -429,20 +473,8 @@ impl<T> Hashed<T> {
         self.bytes += bytes.len() as u64;
     }
 
-    fn record(self) -> Record {
-        Record { bytes: self.bytes, sha256: identity::hex(&self.hash.finalize()) }
-    }
-}
-
-impl<T: Write> Write for Hashed<T> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.took(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+    fn finish(self) -> (Record, T) {
+        (Record { bytes: self.bytes, sha256: identity::hex(&self.hash.finalize()) }, self.inner)
     }
 }
 

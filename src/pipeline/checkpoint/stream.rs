@@ -1,12 +1,13 @@
 //! The checkpoint of a job that makes tensors one after another and never looks back: the bytes of each layer's tensors are
 //! kept as they are written.
 
-use std::io::{Read, Write};
+use std::io::Write;
 
 use serde_json::Value;
 
 use super::{Checkpoint, PartFile};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// The kind of its files.
 const TENSORS: &str = "tensors";
@@ -66,11 +67,6 @@ impl Stream {
         Stream { checkpoint, steps, current, left, part: None }
     }
 
-    /// Nothing is kept.
-    pub fn none() -> Stream {
-        Stream::new(None, Vec::new())
-    }
-
     /// How many tensors are there already.
     pub fn done(&self) -> usize {
         let done = self.checkpoint.as_ref().map_or(0, Checkpoint::done);
@@ -121,7 +117,7 @@ impl Stream {
             Some(part) => part,
             None => self.part.insert(checkpoint.begin(&Checkpoint::name(TENSORS, self.current), self.left)?),
         };
-        part.write(bytes)?;
+        part.write_all(bytes).map_err(|e| Error::output("cannot write a layer of the checkpoint", e))?;
         self.left -= bytes.len() as u64;
         if self.left == 0 {
             checkpoint.end(self.part.take().expect("it was just written"))?;
@@ -130,6 +126,23 @@ impl Stream {
             self.left = self.steps.get(self.current).map_or(0, |step| step.bytes);
         }
         Ok(())
+    }
+
+    /// Refuses to go on if there is no room for what is still to be kept.
+    ///
+    /// # Errors
+    /// `Resources`, saying how much is missing.
+    pub fn check_space(&self) -> Result<()> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
+        checkpoint.check_space(self.steps.iter().skip(checkpoint.done()).map(|step| step.bytes).sum())
+    }
+
+    /// The job ends early: see [`Checkpoint::end_early`].
+    pub fn end_early(self, e: Error, progress: &dyn Progress) -> Error {
+        match self.checkpoint {
+            Some(checkpoint) => checkpoint.end_early(e, progress),
+            None => e,
+        }
     }
 
     /// The checkpoint, if there is one.
@@ -168,7 +181,11 @@ mod tests {
         let replayed = |stream: &Stream| {
             let mut all = Vec::new();
             let sizes = tensors.map(|(_, bytes)| bytes);
-            stream.replay(sizes, |tensor, bytes| Ok(all.push((tensor, bytes.to_vec())))).unwrap();
+            let take = |tensor, bytes: &[u8]| {
+                all.push((tensor, bytes.to_vec()));
+                Ok(())
+            };
+            stream.replay(sizes, take).unwrap();
             all
         };
         let mut stream = open();

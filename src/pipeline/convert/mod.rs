@@ -14,8 +14,9 @@ use std::time::Instant;
 use super::checkpoint::{Checkpoint, Settings};
 use super::detect::{Detected, Format, detect};
 use super::evaluate::{self, Evaluated, TextConfig, in_pool};
-use super::layerwise::{Made, Options, Outcome};
+use super::layerwise::Options;
 use super::model::{OpenModel, Origin, packed};
+use super::outcome::{Made, Outcome};
 use super::{awq, gguf, gptq};
 use crate::arch::decoder::Compute;
 use crate::atomic::{Staged, refuse_existing_output};
@@ -51,7 +52,7 @@ pub struct Config<'a> {
     pub output: PathBuf,
     /// Whether it may be overwritten.
     pub force: bool,
-    /// Whether and where a conversion to GPTQ or AWQ keeps a checkpoint.
+    /// Whether and where there is a checkpoint.
     pub checkpoint: Settings,
     /// The text to measure perplexity and KL divergence on, if they are wanted.
     pub evaluate: Option<TextConfig>,
@@ -77,7 +78,8 @@ pub enum Target {
 }
 
 impl Target {
-    fn format(&self) -> Format {
+    /// The format.
+    pub fn format(&self) -> Format {
         match self {
             Target::Gguf(_) => Format::Gguf,
             Target::Gptq(_) => Format::Gptq,
@@ -118,16 +120,18 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
     let output = staged.path();
     let opened = open(found, &config.ignore_config, progress)?;
     let original = original::original(&opened);
+    let carrying = (config.ignore_config.as_slice(), &config.checkpoint);
     let carried = in_pool(config.threads, || match (&config.target, from, config.carry_over) {
         (Target::Awq(_), Format::Gptq, Some(wanted)) => {
-            carry_over(&opened, To::Awq, wanted, &config.ignore_config, &output, progress, cancel)
+            carry_over(&opened, To::Awq, wanted, carrying, &output, progress, cancel)
         }
         (Target::Gptq(_), Format::Awq, Some(wanted)) => {
-            carry_over(&opened, To::Gptq, wanted, &config.ignore_config, &output, progress, cancel)
+            carry_over(&opened, To::Gptq, wanted, carrying, &output, progress, cancel)
         }
-        _ => Ok(false),
+        _ => Ok(None),
     })?;
-    let impact = if carried { Impact::None } else { impact::expected(from, &config.target) };
+    let is_carried = carried.is_some();
+    let impact = if is_carried { Impact::None } else { impact::expected(from, &config.target) };
     let level = config.target.level();
     let better = better_way(from, format, level.as_deref(), original.as_deref());
     let dtype = match config.target {
@@ -137,15 +141,16 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
     if impact >= Impact::Small {
         progress.warn(&warning(from, format, impact, &better));
     }
-    let (moved, mut checkpoint) = match carried {
-        true => (Moved::default(), None),
-        false => {
+    let work = match carried {
+        Some(work) => work,
+        None => {
             let settings = (config.threads, &config.checkpoint);
-            match make(config.target, opened, dtype, &output, config.rows, settings, progress, cancel)? {
-                Work::Done { moved, checkpoint } => (moved, checkpoint),
-                Work::Before(checkpoint) => return checkpoint.take_report(progress),
-            }
+            make(config.target, opened, dtype, &output, config.rows, settings, progress, cancel)?
         }
+    };
+    let (moved, mut checkpoint) = match work {
+        Work::Done { moved, checkpoint } => (moved, checkpoint),
+        Work::Before(checkpoint) => return checkpoint.take_report(progress),
     };
     let measured = || {
         let source = open(
@@ -155,7 +160,7 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
         )?;
         let made = OpenModel::open(&path_text(&output)?, &config.ignore_config, cancel, &Quiet(progress))?;
         let weights = in_pool(config.threads, || measure::compare(&source, moved, &made, progress, cancel))?;
-        if carried && !weights.identical {
+        if is_carried && !weights.identical {
             return Err(Error::new(
                 Kind::Invalid,
                 format!(
@@ -195,7 +200,7 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
             quantization_level: dtype.map(|dtype| dtype.name().to_owned()).or(level),
             file_size,
             is_lossy,
-            carried_over: carried,
+            carried_over: is_carried,
             warning_message,
             expected_impact: impact,
             original_model: original,
@@ -249,20 +254,16 @@ enum Work {
         checkpoint: Option<Checkpoint>,
     },
     /// An earlier run has made the output.
-    Before(Checkpoint),
+    Before(Box<Checkpoint>),
 }
 
 impl Work {
-    fn done() -> Work {
-        Work::Done { moved: Moved::default(), checkpoint: None }
-    }
-
     fn of<R>(outcome: Outcome<R>) -> Result<Work> {
         match outcome {
             Outcome::Finished(checkpoint) => Ok(Work::Before(checkpoint)),
             Outcome::Made(made) => {
-                let Made { moved, checkpoint, directory, .. } = *made;
-                directory.commit()?;
+                let Made { moved, checkpoint, output, .. } = *made;
+                output.commit()?;
                 Ok(Work::Done { moved, checkpoint })
             }
         }
@@ -277,27 +278,26 @@ fn open(found: Detected, ignore_config: &[String], progress: &dyn Progress) -> R
     }
 }
 
-/// Carries codes over if both containers have the same grid. Returns whether they have.
+/// Carries codes over if both containers have the same grid.
 fn carry_over(
     opened: &OpenModel,
     to: To,
     wanted: Wanted,
-    ignore_config: &[String],
+    (ignore_config, settings): (&[String], &Settings),
     output: &Path,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<bool> {
-    let Origin::Directory(source) = &opened.origin else { return Ok(false) };
-    let Some((model, packed)) = packed::open(source, ignore_config)? else { return Ok(false) };
+) -> Result<Option<Work>> {
+    let Origin::Directory(source) = &opened.origin else { return Ok(None) };
+    let Some((model, packed)) = packed::open(source, ignore_config)? else { return Ok(None) };
     match CarryOver::plan(&model, &packed, to, wanted, cancel)? {
         Ok(plan) => {
             progress.info("Both formats have the same grid: the codes are carried over as they are");
-            plan.write(opened, output, progress, cancel)?;
-            Ok(true)
+            plan.write(opened, output, settings, progress, cancel).map(Some)
         }
         Err(why) => {
             progress.info(&format!("The codes cannot be carried over: {why}"));
-            Ok(false)
+            Ok(None)
         }
     }
 }
@@ -325,14 +325,15 @@ fn make(
     };
     match target {
         Target::Gguf(config) => {
-            let config = gguf::Config { output: output.to_owned(), force: false, ..*config };
+            let (output, checkpoint) = (output.to_owned(), checkpoint.clone());
+            let config = gguf::Config { output, force: false, checkpoint, ..*config };
             let OpenModel { model, weights, origin, file_bytes, .. } = opened;
             let Origin::Directory(source) = origin else {
                 return Err(Error::new(Kind::Unsupported, "a GGUF file is made from a directory"));
             };
             let job = gguf::Job::of(&source, model, weights, file_bytes, config, progress)?;
             job.preflight()?;
-            job.run(progress, cancel).map(|_| Work::done())
+            Work::of(job.run(progress, cancel)?)
         }
         Target::Gptq(config) => {
             let options = options(config.options);
@@ -350,8 +351,7 @@ fn make(
         }
         Target::Hf(_) => {
             let dtype = dtype.expect("it is chosen for this target");
-            in_pool(threads, || export::export(&opened, dtype, output, progress, cancel))?;
-            Ok(Work::done())
+            in_pool(threads, || export::export(&opened, dtype, output, checkpoint, progress, cancel))
         }
     }
 }

@@ -5,7 +5,8 @@ mod solve;
 
 use serde_json::{Map, json};
 
-use super::layerwise::{Options, Outcome, Plan, Watch};
+use super::layerwise::{Options, Plan, Watch};
+use super::outcome::Outcome;
 use crate::calib::rows::Rows;
 use crate::cancel::Cancel;
 use crate::error::Result;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::entries::{entries, leave_out};
 use super::report::{Report, Times, share_errors};
 use super::verify::verify;
-use super::{LeftOut, Made, Matrix, Method, Outcome, Results, Walk, Watch, matrices};
+use super::{LeftOut, Matrix, Method, Results, Walk, Watch, matrices};
 use crate::arch::Model;
 use crate::atomic;
 use crate::calib::rows::{Limits, Rows};
@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::packed::{Container, Entry, Layout, PackedWriter, Target};
 use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
 use crate::pipeline::model::{OpenModel, Origin};
+use crate::pipeline::outcome::{Made, Outcome, Unnamed};
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::dense::Dense;
@@ -201,7 +202,7 @@ impl Plan {
             let layers = self.matrices.len();
             let checkpoint = Checkpoint::open(&self.options.checkpoint, identity, layers, watch.progress)?;
             let checkpoint = match checkpoint {
-                Some(made) if made.has_made() => return Ok(Outcome::Finished(made)),
+                Some(made) if made.has_made() => return Ok(Outcome::Finished(Box::new(made))),
                 other => other,
             };
             let mut results = Results::restore(self.begin()?, checkpoint, &self.matrices, &*self.tensors)?;
@@ -221,7 +222,8 @@ impl Plan {
                 let folded = Folded::with(&*self.tensors, results.take_moved());
                 self.copy(&folded, results.writer(), watch)?;
                 times.quantize = started.elapsed();
-                verify(&results.writer().path().to_owned(), &folded, results.linears(), watch)?;
+                let dir = results.writer().path().to_owned();
+                verify(&dir, &folded, results.linears(), watch)?;
                 times.validate = started.elapsed() - times.quantize;
                 watch.cancel.check()?;
                 Ok(folded.into_moved())
@@ -232,7 +234,12 @@ impl Plan {
             let (data, bytes) = (rows.record.clone(), directory.weight_bytes);
             let format = self.container.format();
             let report = Report::new(format, self, options, data, linears, bytes, times);
-            Ok(Outcome::Made(Box::new(Made { report, moved, directory, checkpoint })))
+            Ok(Outcome::Made(Box::new(Made {
+                report,
+                moved,
+                output: Unnamed::Directory(directory),
+                checkpoint,
+            })))
         })
     }
 

@@ -134,7 +134,7 @@ impl<H: Serialize + DeserializeOwned> Results<H> {
     }
 
     fn take(&mut self, mut part: Part<H>) -> Result<()> {
-        part.tensors.iter().try_for_each(|tensor| self.writer.packed(tensor))?;
+        part.tensors.iter().try_for_each(|tensor| self.writer.bytes(&tensor.name, &tensor.bytes))?;
         self.linears.append(&mut part.linears);
         self.moved.append(part.moved);
         Ok(())
@@ -168,9 +168,7 @@ impl<H: Serialize + DeserializeOwned> Results<H> {
     pub(super) fn check_space(&self, left: &[Vec<Matrix>], states: u64) -> Result<()> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
         let tensors = left.iter().flatten().flat_map(|matrix| self.writer.specs(&matrix.name));
-        let bytes = tensors
-            .map(|tensor| (tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8) as u64);
-        checkpoint.check_space(bytes.sum::<u64>() + 2 * states)
+        checkpoint.check_space(tensors.map(|tensor| tensor.size()).sum::<u64>() + 2 * states)
     }
 
     /// The work ends early.
