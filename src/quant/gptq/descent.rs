@@ -10,7 +10,7 @@ use super::Problem;
 use super::rows::Rows;
 use crate::format::gguf::blocks::{Simd, Work};
 use crate::quant::gemm::{View, multiply};
-use crate::quant::lanes::{LANES, Lanes};
+use crate::quant::lanes::{LANES, Lanes, add_multiples, sum_multiples};
 use crate::quant::scale_search::{Scale, stored};
 
 /// Columns that are improved before the products with the Hessian are computed anew; more if a group is longer.
@@ -179,9 +179,7 @@ impl Scratch {
             }
             self.codes[i] = code;
             let error = scale.scale * change;
-            for (gradient, h) in self.gradient.iter_mut().zip(row) {
-                *gradient = *gradient - error * Lanes::splat(*h);
-            }
+            add_multiples(&mut self.gradient, -error, row);
         }
     }
 
@@ -195,13 +193,8 @@ impl Scratch {
         scale: Scale,
     ) -> Scale {
         let curvature = &mut self.curvature[..columns.len()];
-        curvature.fill(Lanes::ZERO);
-        for i in range.clone() {
-            let code = self.codes[i];
-            for (curvature, h) in curvature.iter_mut().zip(hessian_row(problem, columns, i)) {
-                *curvature = *curvature + code * Lanes::splat(*h);
-            }
-        }
+        let first = range.start;
+        sum_multiples(curvature, &self.codes[range.clone()], |i| hessian_row(problem, columns, first + i));
         let (mut slope, mut bend) = (Lanes::ZERO, Lanes::ZERO);
         for i in range {
             slope = slope + self.codes[i] * self.gradient[i];

@@ -5,7 +5,7 @@ use super::order::Block;
 use super::rows::Rows;
 use crate::format::gguf::blocks::{Simd, Work};
 use crate::quant::gemm::{View, multiply};
-use crate::quant::lanes::{LANES, Lanes};
+use crate::quant::lanes::{LANES, Lanes, add_multiples};
 use crate::quant::scale_search;
 
 /// Quantizes rows in the order of the problem, with error propagation.
@@ -96,9 +96,7 @@ impl Work for SolveBlock<'_> {
                     let row = &factor_row(i)[..range.end - i];
                     let shift = scratch.free[i] / Lanes::splat(row[0]);
                     scratch.updated[i] = scratch.weights[i] + shift;
-                    for (free, r) in scratch.free[i + 1..range.end].iter_mut().zip(&row[1..]) {
-                        *free = *free - shift * Lanes::splat(*r);
-                    }
+                    add_multiples(&mut scratch.free[i + 1..range.end], -shift, &row[1..]);
                 }
                 let importance = &problem.conditional[steps.clone()];
                 let scale = scale_search::search(
@@ -140,7 +138,5 @@ fn step(
     let error = weight - scale.scale * code;
     code.store(&mut rows.codes[column * rows.width + lane..]);
     error.store(&mut rows.errors[at_step * rows.width + lane..]);
-    for (pull, r) in scratch.pull[i + 1..].iter_mut().zip(&factor[1..]) {
-        *pull = *pull + error * Lanes::splat(*r);
-    }
+    add_multiples(&mut scratch.pull[i + 1..], error, &factor[1..]);
 }
