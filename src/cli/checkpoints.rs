@@ -31,8 +31,8 @@ impl CheckpointArgs {
         }
     }
 
-    /// The same of a command that takes seconds to minutes, and a third longer with a checkpoint: there is one only if it
-    /// is asked for.
+    /// The same of a command that takes seconds to minutes, while a checkpoint writes everything twice: there is one only if
+    /// it is asked for.
     pub(super) fn settings_if_asked(&self, command: &str, output: &Path) -> Settings {
         let mut settings = self.settings(command, output);
         settings.dir = settings.dir.filter(|_| self.checkpoint_dir.is_some() || self.resume);

@@ -65,6 +65,7 @@ impl AwqOptions {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the options by their groups, and where to report")]
 pub(super) fn run(
     common: &Common,
     layerwise: &LayerwiseOptions,

@@ -98,6 +98,7 @@ impl GptqOptions {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the options by their groups, and where to report")]
 pub(super) fn run(
     common: &Common,
     layerwise: &LayerwiseOptions,

@@ -135,7 +135,7 @@ impl<'a> CarryOver<'a> {
             .with("container", format!("{:?}", self.container))
             .with_model(&opened.model, &*opened.weights)?;
         let checkpoint = match Checkpoint::open(settings, identity, steps.len(), progress)? {
-            Some(made) if made.has_made() => return Ok(Work::Before(Box::new(made))),
+            Some(made) if made.has_made() => return Ok(Work::Before(made)),
             other => other,
         };
         let mut kept = Stream::new(checkpoint, steps);

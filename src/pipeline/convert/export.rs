@@ -59,7 +59,7 @@ pub(super) fn export(
         .with("dtype", dtype.name())
         .with_model(&opened.model, &*opened.weights)?;
     let checkpoint = match Checkpoint::open(settings, identity, steps.len(), progress)? {
-        Some(made) if made.has_made() => return Ok(Work::Before(Box::new(made))),
+        Some(made) if made.has_made() => return Ok(Work::Before(made)),
         other => other,
     };
     let mut writer = HfWriter::create(Target::new(output, opened.origin.dir(), &config, dtype), &tensors)?;

@@ -254,13 +254,13 @@ enum Work {
         checkpoint: Option<Checkpoint>,
     },
     /// An earlier run has made the output.
-    Before(Box<Checkpoint>),
+    Before(Checkpoint),
 }
 
 impl Work {
     fn of<R>(outcome: Outcome<R>) -> Result<Work> {
         match outcome {
-            Outcome::Finished(checkpoint) => Ok(Work::Before(checkpoint)),
+            Outcome::Finished(checkpoint) => Ok(Work::Before(*checkpoint)),
             Outcome::Made(made) => {
                 let Made { moved, checkpoint, output, .. } = *made;
                 output.commit()?;
