@@ -1,6 +1,7 @@
 //! Files and directories that appear whole or not at all: written under a temporary name in the target's directory, flushed
 //! to the disk, then renamed.
 
+mod claim;
 mod dir;
 mod staged;
 
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Kind, Result};
+use claim::claim;
+pub use claim::remove_abandoned;
 use dir::rename as rename_dir;
 pub use dir::{AtomicDir, refuse_existing_dir};
 pub use staged::{Staged, refuse_existing_output};
@@ -29,17 +32,20 @@ pub struct AtomicFile {
     temp: NamedTempFile,
     target: PathBuf,
     force: bool,
+    /// Held until the file is closed.
+    _lock: Option<File>,
 }
 
 impl AtomicFile {
-    /// Starts writing what will be `target`, `size` bytes in all. Its directory is made if it is not there.
+    /// Starts writing what will be `target`, `size` bytes in all. Its directory is made if it is not there. What writers
+    /// that were killed have left of it is removed.
     ///
     /// # Errors
-    /// `Usage` if `target` exists and `force` is off, `Resources` if the disk has no room for `size` bytes.
+    /// `Usage` if `target` exists and `force` is off, or another process is writing it, `Resources` if the disk has no room for `size` bytes.
     pub fn create(target: &Path, size: u64, force: bool) -> Result<AtomicFile> {
-        let name = target
-            .file_name()
-            .ok_or_else(|| Error::new(Kind::Usage, format!("output '{}' names no file", target.display())))?;
+        if target.file_name().is_none() {
+            return Err(Error::new(Kind::Usage, format!("output '{}' names no file", target.display())));
+        }
         let dir = directory(target);
         let unwritable = |e| {
             Error::output(format!("cannot write to {}", dir.display()), e)
@@ -47,22 +53,13 @@ impl AtomicFile {
         };
         fs::create_dir_all(dir).map_err(unwritable)?;
         refuse_existing(target, force)?;
-        let name = name.to_string_lossy();
-        remove_abandoned(dir, &name);
+        let (temp, lock) = claim(target, |builder, dir| builder.tempfile_in(dir))?;
         check_space(dir, size)?;
-        let temp = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(TEMPORARY)
-            .rand_bytes(RANDOM)
-            .tempfile_in(dir)
-            .map_err(unwritable)?;
-        // Held until the file is closed or its writer dies. Where there are no locks, nothing is ever taken for abandoned.
-        let _ = temp.as_file().try_lock();
         // tempfile makes its files private; a model is to be read by whoever may read the user's other files.
         let mode = fs::Permissions::from_mode(0o666 & !umask());
         temp.as_file().set_permissions(mode).map_err(unwritable)?;
         reserve(temp.as_file(), size)?;
-        Ok(AtomicFile { temp, target: target.to_owned(), force })
+        Ok(AtomicFile { temp, target: target.to_owned(), force, _lock: lock })
     }
 
     /// The file to write to.
@@ -85,7 +82,7 @@ impl AtomicFile {
 
     /// Gives the file, which must have been synced, its name, and makes that last too.
     pub fn commit(self) -> Result<()> {
-        let AtomicFile { temp, target, force } = self;
+        let AtomicFile { temp, target, force, _lock } = self;
         persist(temp.into_temp_path(), &target, force)
     }
 }
@@ -105,7 +102,7 @@ fn persist(temp: TempPath, target: &Path, force: bool) -> Result<()> {
 }
 
 /// Makes the name of a file or directory last.
-fn sync_parent(target: &Path) -> Result<()> {
+pub fn sync_parent(target: &Path) -> Result<()> {
     let dir = directory(target);
     let synced = File::open(dir).and_then(|d| d.sync_all());
     synced.map_err(|e| Error::output(format!("cannot flush the directory {}", dir.display()), e))
@@ -138,22 +135,6 @@ pub fn check_space(dir: &Path, size: u64) -> Result<()> {
         )
         .hint("Free some space or choose another disk with --output-dir.")),
         _ => Ok(()),
-    }
-}
-
-/// Removes what writers that were killed have left of a file: temporary files that nobody holds the lock of.
-fn remove_abandoned(dir: &Path, target: &str) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        if name.to_str().and_then(is_temporary) != Some(target)
-            || !entry.file_type().is_ok_and(|t| t.is_file())
-        {
-            continue;
-        }
-        if File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
-            let _ = fs::remove_file(entry.path());
-        }
     }
 }
 
@@ -203,7 +184,7 @@ fn free_space(dir: &Path) -> Option<u64> {
 }
 
 /// Reserves the file's blocks, so that a full disk is met now. Filesystems that cannot do it are let be.
-fn reserve(file: &File, size: u64) -> Result<()> {
+pub fn reserve(file: &File, size: u64) -> Result<()> {
     #[cfg(target_os = "linux")]
     if let (1.., Ok(len)) = (size, libc::off_t::try_from(size)) {
         // SAFETY: the descriptor is open for as long as `file` lives.
@@ -247,21 +228,6 @@ mod tests {
         file.file().write_all(b"half").unwrap();
         drop(file);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn what_killed_writers_left_is_removed_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("x");
-        let foreign = [".x.tmp", ".x.short.tmp", ".x.a-b+cd.tmp", ".y.abcdef.tmp", "x.abcdef.tmp"];
-        for name in foreign.iter().chain(&[".x.abc123.tmp"]) {
-            fs::write(dir.path().join(name), "").unwrap();
-        }
-        let alive = AtomicFile::create(&target, 0, false).unwrap();
-        assert!(!dir.path().join(".x.abc123.tmp").exists());
-        assert!(foreign.iter().all(|name| dir.path().join(name).exists()));
-        let other = AtomicFile::create(&target, 0, false).unwrap();
-        assert!(alive.path().exists() && other.path().exists(), "a writer that lives keeps its file");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{check_space, directory, exists, reserve, sync_parent, umask};
+use super::{check_space, claim, directory, exists, reserve, sync_parent, umask};
 use crate::error::{Error, Kind, Result};
 
 /// A directory that is being filled under a temporary name beside its target. Dropped without [`AtomicDir::commit`], it
@@ -17,6 +17,8 @@ pub struct AtomicDir {
     temp: TempDir,
     target: PathBuf,
     force: bool,
+    /// Held until the directory is there or given up.
+    _lock: Option<File>,
 }
 
 impl AtomicDir {
@@ -24,11 +26,11 @@ impl AtomicDir {
     /// that holds a model, which stays as it is until [`AtomicDir::commit`].
     ///
     /// # Errors
-    /// `Usage` if `target` exists and may not be replaced, `Resources` if the disk has no room for `size` bytes.
+    /// `Usage` if `target` exists and may not be replaced, or another process is writing it, `Resources` if the disk has no room for `size` bytes.
     pub fn create(target: &Path, size: u64, force: bool) -> Result<AtomicDir> {
-        let name = target
-            .file_name()
-            .ok_or_else(|| Error::new(Kind::Usage, format!("output '{}' has no name", target.display())))?;
+        if target.file_name().is_none() {
+            return Err(Error::new(Kind::Usage, format!("output '{}' has no name", target.display())));
+        }
         let parent = directory(target);
         let unwritable = |e| {
             Error::output(format!("cannot write to {}", parent.display()), e)
@@ -36,16 +38,12 @@ impl AtomicDir {
         };
         refuse_existing_dir(target, force)?;
         fs::create_dir_all(parent).map_err(unwritable)?;
+        let (temp, lock) = claim(target, |builder, dir| builder.tempdir_in(dir))?;
         check_space(parent, size)?;
-        let temp = tempfile::Builder::new()
-            .prefix(&format!(".{}.", name.to_string_lossy()))
-            .suffix(".tmp")
-            .tempdir_in(parent)
-            .map_err(unwritable)?;
         // tempfile makes its directories private; see AtomicFile.
         let mode = fs::Permissions::from_mode(0o777 & !umask());
         fs::set_permissions(temp.path(), mode).map_err(unwritable)?;
-        Ok(AtomicDir { temp, target: target.to_owned(), force })
+        Ok(AtomicDir { temp, target: target.to_owned(), force, _lock: lock })
     }
 
     /// Where the files are until the directory is committed.
@@ -74,15 +72,19 @@ impl AtomicDir {
             .map_err(|e| Error::output(format!("cannot write {}", self.target.join(name).display()), e))
     }
 
-    /// Flushes all files to the disk and gives the directory its name. A directory that it replaces is deleted after that.
-    pub fn commit(self) -> Result<()> {
-        let AtomicDir { temp, target, force } = self;
-        let unflushed = |e| Error::output(format!("cannot flush {}", target.display()), e);
-        for entry in fs::read_dir(temp.path()).map_err(unflushed)? {
+    /// Flushes all files to the disk, and their names.
+    pub fn sync(&self) -> Result<()> {
+        let unflushed = |e| Error::output(format!("cannot flush {}", self.target.display()), e);
+        for entry in fs::read_dir(self.path()).map_err(unflushed)? {
             let entry = entry.map_err(unflushed)?;
             File::open(entry.path()).and_then(|file| file.sync_all()).map_err(unflushed)?;
         }
-        File::open(temp.path()).and_then(|dir| dir.sync_all()).map_err(unflushed)?;
+        File::open(self.path()).and_then(|dir| dir.sync_all()).map_err(unflushed)
+    }
+
+    /// Gives the directory, which must have been synced, its name. One that it replaces is deleted after that.
+    pub fn commit(self) -> Result<()> {
+        let AtomicDir { temp, target, force, _lock } = self;
         rename(temp.path(), &target, force)
     }
 }
@@ -172,6 +174,7 @@ mod tests {
     fn make(target: &Path, text: &str, force: bool) -> Result<()> {
         let dir = AtomicDir::create(target, 10, force)?;
         dir.write("config.json", text.as_bytes())?;
+        dir.sync()?;
         dir.commit()
     }
 

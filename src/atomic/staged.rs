@@ -1,11 +1,11 @@
 //! Results that are looked at before they get their names.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use tempfile::{TempDir, TempPath};
 
-use super::{directory, persist, refuse_existing, refuse_existing_dir, rename_dir};
+use super::{claim, directory, persist, refuse_existing, refuse_existing_dir, rename_dir};
 use crate::error::{Error, Kind, Result};
 
 /// A result, file or directory, that is made in a directory of its own beside its target. Dropped without
@@ -16,13 +16,15 @@ pub struct Staged {
     name: PathBuf,
     target: PathBuf,
     force: bool,
+    /// Held until the result is there or given up.
+    _lock: Option<File>,
 }
 
 impl Staged {
     /// Prepares a place for what will be `target`.
     ///
     /// # Errors
-    /// `Usage` if `target` has no name, `Resources` if nothing can be written beside it.
+    /// `Usage` if `target` has no name or another process is writing it, `Resources` if nothing can be written beside it.
     pub fn create(target: &Path, force: bool) -> Result<Staged> {
         let name = target
             .file_name()
@@ -33,12 +35,8 @@ impl Staged {
                 .hint("Choose another place with --output-dir.")
         };
         fs::create_dir_all(parent).map_err(unwritable)?;
-        let dir = tempfile::Builder::new()
-            .prefix(&format!(".{}.", name.to_string_lossy()))
-            .suffix(super::TEMPORARY)
-            .tempdir_in(parent)
-            .map_err(unwritable)?;
-        Ok(Staged { dir, name: name.into(), target: target.to_owned(), force })
+        let (dir, lock) = claim(target, |builder, dir| builder.tempdir_in(dir))?;
+        Ok(Staged { dir, name: name.into(), target: target.to_owned(), force, _lock: lock })
     }
 
     /// Where the result is to be made.

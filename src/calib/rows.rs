@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::dataset::chat::ChatTemplate;
@@ -42,7 +42,7 @@ pub struct Rows {
 
 /// What the output of a quantization says of the data that it was calibrated with: enough to prove that two runs had the
 /// same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataRecord {
     /// The file's or directory's own name, the data set's name on the Hub, or `built-in`.
     pub source: String,

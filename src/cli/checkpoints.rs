@@ -11,7 +11,7 @@ pub(super) struct CheckpointArgs {
     /// Keep no checkpoint; an interrupted run starts from the beginning
     #[arg(long, conflicts_with_all = ["checkpoint_dir", "resume"])]
     no_checkpoints: bool,
-    /// Where the checkpoint is kept until the work is done [default: OUTPUT.checkpoint]
+    /// Where the checkpoint is kept until the work is done [default: OUTPUT.checkpoint; quantization to GGUF keeps none]
     #[arg(long, value_name = "DIR")]
     checkpoint_dir: Option<PathBuf>,
     /// Fail if there is no checkpoint to go on from; one that is there is used in any case
@@ -20,9 +20,22 @@ pub(super) struct CheckpointArgs {
 }
 
 impl CheckpointArgs {
-    /// The settings of a job that writes `output`.
-    pub(super) fn settings(&self, output: &Path) -> Settings {
+    /// The settings of a command that writes `output`.
+    pub(super) fn settings(&self, command: &str, output: &Path) -> Settings {
         let dir = || self.checkpoint_dir.clone().unwrap_or_else(|| Settings::beside(output));
-        Settings { dir: (!self.no_checkpoints).then(dir), resume: self.resume }
+        Settings {
+            command: command.into(),
+            output: output.into(),
+            dir: (!self.no_checkpoints).then(dir),
+            resume: self.resume,
+        }
+    }
+
+    /// The same of a command that takes seconds to minutes, while a checkpoint writes everything twice: there is one only if
+    /// it is asked for.
+    pub(super) fn settings_if_asked(&self, command: &str, output: &Path) -> Settings {
+        let mut settings = self.settings(command, output);
+        settings.dir = settings.dir.filter(|_| self.checkpoint_dir.is_some() || self.resume);
+        settings
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::checkpoints::CheckpointArgs;
 use super::data::DataArgs;
 use super::evaluate::limit;
 use super::measure::{MeasureArgs, describe_evaluation};
@@ -61,6 +62,8 @@ pub(super) struct Args {
     /// Remove the result and exit with 11 if its mean KL divergence from the source (nats) is larger
     #[arg(long, value_name = "X", value_parser = limit)]
     max_kld: Option<f64>,
+    #[command(flatten)]
+    checkpoints: CheckpointArgs,
     #[command(flatten)]
     measure: MeasureArgs,
     #[command(flatten)]
@@ -119,12 +122,14 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
     }
     let (target, wanted) = target(args, global, terminal)?;
     let name = name(args, &target)?;
+    let path = place(&args.output_dir, &name)?;
     let config = Config {
+        checkpoint: args.checkpoints.settings(&format!("convert to {}", target.format().name()), &path),
         source: args.source.clone(),
         target,
         carry_over: wanted.filter(|_| !args.requantize),
         rows: &|encoder: &Encoder, limits: Limits| args.data.rows(encoder, limits, &CANCEL, terminal),
-        output: place(&args.output_dir, &name)?,
+        output: path,
         force: args.force,
         evaluate: args.measure.text(args.max_kld.is_some())?,
         max_kld: args.max_kld,

@@ -16,7 +16,6 @@ use crate::source::safetensors::FloatType;
 pub struct HfWriter {
     dir: AtomicDir,
     shards: ShardWriter,
-    dtype: FloatType,
     file_bytes: u64,
 }
 
@@ -68,18 +67,15 @@ impl HfWriter {
             companions::copy(source, &dir)?;
         }
         let shards = ShardWriter::create(&dir, shards)?;
-        Ok(HfWriter { dir, shards, dtype: target.dtype, file_bytes })
+        Ok(HfWriter { dir, shards, file_bytes })
     }
 
-    /// Writes the next values of a tensor, rounded to the type that is stored.
-    ///
-    /// # Errors
-    /// `Invalid` if a value is not finite, or beyond the range of float16.
+    /// Writes the next bytes of a tensor, little-endian, in the type that it is stored in.
     ///
     /// # Panics
-    /// If there is no such tensor or no room for so many values.
-    pub fn values(&mut self, name: &str, values: &[f32]) -> Result<()> {
-        self.shards.write_floats(name, self.dtype, values)
+    /// If there is no such tensor or no room for so many bytes.
+    pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.shards.write(name, bytes)
     }
 
     /// Where the files are until the checkpoint is finished.
@@ -94,6 +90,7 @@ impl HfWriter {
     pub fn finish(self) -> Result<(PathBuf, u64)> {
         self.shards.finish();
         let dir = self.dir.target().to_owned();
+        self.dir.sync()?;
         self.dir.commit()?;
         Ok((dir, self.file_bytes))
     }

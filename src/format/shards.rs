@@ -201,27 +201,7 @@ impl ShardWriter {
     /// As [`ShardWriter::write`].
     pub fn write_floats(&mut self, name: &str, dtype: FloatType, values: &[f32]) -> Result<()> {
         // Large tensors go in pieces, so that there is no second copy of them.
-        for piece in values.chunks(1 << 20) {
-            if !piece.iter().all(|value| value.is_finite()) {
-                return Err(not_finite(name));
-            }
-            let bytes: Vec<u8> = match dtype {
-                FloatType::F32 => piece.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                FloatType::BF16 => piece.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-                FloatType::F16 => {
-                    let halves: Vec<f16> = piece.iter().map(|v| f16::from_f32(*v)).collect();
-                    if let Some(i) = halves.iter().position(|half| !half.is_finite()) {
-                        return Err(Error::new(
-                            Kind::Invalid,
-                            format!("tensor {name} holds {}, which is beyond float16", piece[i]),
-                        ));
-                    }
-                    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
-                }
-            };
-            self.write(name, &bytes)?;
-        }
-        Ok(())
+        values.chunks(1 << 20).try_for_each(|piece| self.write(name, &float_bytes(name, dtype, piece)?))
     }
 
     /// Ends the files.
@@ -233,6 +213,30 @@ impl ShardWriter {
             assert_eq!(self.written[name], place.len, "bytes of {name}");
         }
     }
+}
+
+/// Values of a tensor, rounded to the type that it has, little-endian.
+///
+/// # Errors
+/// `Invalid` if a value is not finite, or beyond the range of float16.
+pub fn float_bytes(name: &str, dtype: FloatType, values: &[f32]) -> Result<Vec<u8>> {
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(not_finite(name));
+    }
+    Ok(match dtype {
+        FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        FloatType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        FloatType::F16 => {
+            let halves: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+            if let Some(i) = halves.iter().position(|half| !half.is_finite()) {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!("tensor {name} holds {}, which is beyond float16", values[i]),
+                ));
+            }
+            halves.iter().flat_map(|half| half.to_le_bytes()).collect()
+        }
+    })
 }
 
 fn unwritable(name: &str, e: std::io::Error) -> Error {
@@ -266,6 +270,7 @@ mod tests {
             writer.write(&tensor.name, second).unwrap();
         }
         writer.finish();
+        dir.sync().unwrap();
         dir.commit().unwrap();
     }
 

@@ -12,4 +12,5 @@ pub mod inspect;
 pub mod layerwise;
 pub mod memory;
 pub mod model;
+pub mod outcome;
 pub mod quality;

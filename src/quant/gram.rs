@@ -26,6 +26,7 @@ impl Gram {
     }
 
     /// That whose upper triangle was summed up elsewhere, in the order of [`Gram::add`].
+    #[cfg(feature = "cuda")]
     pub(crate) fn of_sums(size: usize, tokens: usize, values: Vec<f32>) -> Gram {
         assert_eq!(values.len(), size * size, "a square matrix");
         Gram { size, tokens, values }

@@ -15,13 +15,37 @@ pub struct Folded<'a> {
 }
 
 /// What has been moved, apart from the weights that it has been moved in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moved {
-    replaced: BTreeMap<String, Vec<f32>>,
+    /// Whole tensors.
+    pub replaced: BTreeMap<String, Vec<f32>>,
     /// One factor for each column.
-    columns: BTreeMap<String, Vec<f32>>,
+    pub columns: BTreeMap<String, Vec<f32>>,
     /// The first of the rows that are divided, and one divisor for each.
-    rows: BTreeMap<String, (usize, Vec<f32>)>,
+    pub rows: BTreeMap<String, (usize, Vec<f32>)>,
+}
+
+impl Moved {
+    /// Adds what has been moved between other tensors.
+    pub fn append(&mut self, mut other: Moved) {
+        self.replaced.append(&mut other.replaced);
+        self.columns.append(&mut other.columns);
+        self.rows.append(&mut other.rows);
+    }
+
+    /// Whether all of it fits the tensors of `base`.
+    pub fn fits(&self, base: &dyn Dense) -> bool {
+        let shape = |name: &String| base.shape(name).unwrap_or_default();
+        let of_rows = |(name, (first, divisors)): (&String, &(usize, Vec<f32>))| {
+            first
+                .checked_add(divisors.len())
+                .is_some_and(|end| shape(name).first().is_some_and(|n| end <= *n))
+        };
+        self.replaced.iter().all(|(name, values)| {
+            base.shape(name).is_some_and(|shape| shape.iter().product::<usize>() == values.len())
+        }) && self.columns.iter().all(|(name, factors)| shape(name).get(1) == Some(&factors.len()))
+            && self.rows.iter().all(of_rows)
+    }
 }
 
 impl<'a> Folded<'a> {
@@ -38,6 +62,11 @@ impl<'a> Folded<'a> {
     /// What has been moved.
     pub fn into_moved(self) -> Moved {
         self.moved
+    }
+
+    /// What has been moved; from here on the weights are as they were.
+    pub fn take_moved(&mut self) -> Moved {
+        std::mem::take(&mut self.moved)
     }
 
     /// Replaces a tensor.

@@ -59,6 +59,8 @@ mod importance;
 mod interrupt;
 /// Runs that are killed and go on.
 mod kill;
+/// Layers of GPTQ and AWQ that are kept, and hidden states on the disk.
+mod layers;
 /// How much memory the work takes.
 mod measured;
 mod memory;
@@ -68,6 +70,8 @@ mod options;
 mod packed;
 /// A second reader of GPTQ and AWQ.
 mod packed_file;
+/// The order in which things come to the disk.
+mod power_cut;
 /// Random small models.
 mod property;
 /// What a model has lost, and where.
@@ -78,5 +82,7 @@ mod readers;
 mod same_bytes;
 /// The same weights in several shards or another type.
 mod sources;
+/// Commands that are stopped in the middle.
+mod stop;
 /// What the tests share.
 mod support;

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use candle_core::{Device, Tensor};
 
 use super::layer::Held;
-use super::{Context, Decoder, Layer, Tap};
+use super::{Context, Decoder, Layer, Spill, Tap};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
@@ -18,15 +18,27 @@ const BATCH_TOKENS: usize = 2048;
 #[derive(Debug)]
 pub struct Hidden {
     batches: Vec<Batch>,
+    /// Where the states are if they are not in memory.
+    spill: Option<Spill>,
 }
 
 #[derive(Debug)]
 struct Batch {
-    /// `[windows, tokens, hidden]`.
-    states: Tensor,
+    /// Windows, tokens, width.
+    shape: [usize; 3],
+    states: States,
     context: Context,
     /// What a step of a layer has left for the next.
     held: Option<Held>,
+}
+
+/// The states of a batch.
+#[derive(Debug)]
+enum States {
+    /// `[windows, tokens, hidden]`.
+    Memory(Tensor),
+    /// From this byte of the file on.
+    Disk(u64),
 }
 
 /// How far into a layer. Each step computes what goes into the next matrices from what went into those before, so that a
@@ -49,6 +61,11 @@ impl Step {
     /// All steps, in the order in which they must be taken.
     pub const ALL: [Step; 5] =
         [Step::Attention, Step::AttentionOutput, Step::FeedForward, Step::Down, Step::End];
+
+    /// Whether the hidden states are others after it: it adds to them.
+    fn changes_states(self) -> bool {
+        matches!(self, Step::FeedForward | Step::End)
+    }
 }
 
 impl Hidden {
@@ -57,19 +74,29 @@ impl Hidden {
     /// # Errors
     /// As [`Decoder::embed`].
     pub fn embed(decoder: &Decoder<'_>, windows: &[Vec<u32>]) -> Result<Hidden> {
-        let batch = |batch: &[Vec<u32>]| {
-            Ok(Batch { states: decoder.embed(batch)?, context: decoder.context(batch[0].len()), held: None })
-        };
-        Ok(Hidden { batches: batches(windows).map(batch).collect::<Result<_>>()? })
+        Hidden::embed_in(decoder, windows, None)
+    }
+
+    /// The same with the states on the disk, if there is a place for [`Hidden::bytes_of`] these windows.
+    ///
+    /// # Errors
+    /// As [`Decoder::embed`]; `Resources` if they cannot be written.
+    pub fn embed_in(decoder: &Decoder<'_>, windows: &[Vec<u32>], spill: Option<Spill>) -> Result<Hidden> {
+        Hidden::of(decoder, windows, spill, |batch| decoder.embed(batch))
     }
 
     /// The states of `windows` as [`Hidden::write`] has written them.
     ///
     /// # Errors
     /// `Other` if they cannot be read, `Invalid` if there are too few.
-    pub fn read(decoder: &Decoder<'_>, windows: &[Vec<u32>], input: &mut dyn Read) -> Result<Hidden> {
+    pub fn read(
+        decoder: &Decoder<'_>,
+        windows: &[Vec<u32>],
+        spill: Option<Spill>,
+        input: &mut dyn Read,
+    ) -> Result<Hidden> {
         let width = decoder.model.hyper.hidden;
-        let mut batch = |batch: &[Vec<u32>]| {
+        Hidden::of(decoder, windows, spill, |batch| {
             let length = batch[0].len();
             let mut values = vec![0f32; batch.len() * length * width];
             input.read_exact(bytemuck::cast_slice_mut(&mut values)).map_err(|e| match e.kind() {
@@ -77,10 +104,36 @@ impl Hidden {
                 _ => Error::io("cannot read hidden states", e),
             })?;
             values.iter_mut().for_each(|v| *v = f32::from_bits(u32::from_le(v.to_bits())));
-            let states = Tensor::from_vec(values, (batch.len(), length, width), &Device::Cpu)?;
-            Ok(Batch { states, context: decoder.context(length), held: None })
+            Ok(Tensor::from_vec(values, (batch.len(), length, width), &Device::Cpu)?)
+        })
+    }
+
+    fn of(
+        decoder: &Decoder<'_>,
+        windows: &[Vec<u32>],
+        spill: Option<Spill>,
+        mut states: impl FnMut(&[Vec<u32>]) -> Result<Tensor>,
+    ) -> Result<Hidden> {
+        let mut at = 0;
+        let batch = |windows: &[Vec<u32>]| {
+            let states = states(windows)?;
+            let mut batch = Batch {
+                shape: states.dims3()?.into(),
+                states: States::Disk(at),
+                context: decoder.context(windows[0].len()),
+                held: None,
+            };
+            at += batch.bytes();
+            batch.set(states, spill.as_ref())?;
+            Ok(batch)
         };
-        Ok(Hidden { batches: batches(windows).map(&mut batch).collect::<Result<_>>()? })
+        Ok(Hidden { batches: batches(windows).map(batch).collect::<Result<_>>()?, spill })
+    }
+
+    /// How many bytes the states of `windows` take.
+    pub fn bytes_of(decoder: &Decoder<'_>, windows: &[Vec<u32>]) -> u64 {
+        let tokens: usize = windows.iter().map(Vec::len).sum();
+        (tokens * decoder.model.hyper.hidden * size_of::<f32>()) as u64
     }
 
     /// Writes all states, window after window: float32, little-endian, [`Hidden::bytes`] of them.
@@ -89,8 +142,9 @@ impl Hidden {
     /// Those of `out`.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         for batch in &self.batches {
+            let states = batch.get(self.spill.as_ref()).map_err(io::Error::other)?;
             let mut values =
-                batch.states.flatten_all().and_then(|s| s.to_vec1::<f32>()).map_err(io::Error::other)?;
+                states.flatten_all().and_then(|s| s.to_vec1::<f32>()).map_err(io::Error::other)?;
             values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits().to_le()));
             out.write_all(bytemuck::cast_slice(&values))?;
         }
@@ -99,12 +153,15 @@ impl Hidden {
 
     /// How many bytes [`Hidden::write`] writes.
     pub fn bytes(&self) -> u64 {
-        self.batches.iter().map(|b| (b.states.elem_count() * size_of::<f32>()) as u64).sum()
+        self.batches.iter().map(Batch::bytes).sum()
     }
 
     /// The states of all windows, batch by batch: `[windows, tokens, hidden]`.
-    pub fn states(&self) -> impl Iterator<Item = &Tensor> {
-        self.batches.iter().map(|batch| &batch.states)
+    ///
+    /// # Errors
+    /// `Other` if they cannot be read from the disk.
+    pub fn states(&self) -> impl Iterator<Item = Result<Tensor>> {
+        self.batches.iter().map(|batch| batch.get(self.spill.as_ref()))
     }
 
     /// Takes all windows through one layer, in order; `tap` sees what goes into its matrices, batch by batch.
@@ -112,9 +169,10 @@ impl Hidden {
     /// # Errors
     /// `Interrupted`, or what `tap` returns.
     pub fn advance(&mut self, layer: &Layer, tap: &mut dyn Tap, cancel: &Cancel) -> Result<()> {
-        for Batch { states, context, .. } in &mut self.batches {
+        for batch in &mut self.batches {
             cancel.check()?;
-            *states = layer.forward(states, context, tap)?;
+            let states = layer.forward(&batch.get(self.spill.as_ref())?, &batch.context, tap)?;
+            batch.set(states, self.spill.as_ref())?;
         }
         Ok(())
     }
@@ -123,7 +181,7 @@ impl Hidden {
     /// batch. The matrices of `layer` may be others at each step.
     ///
     /// Between [`Step::Down`] and [`Step::End`] the inputs of down are kept, which are several times as large as the states;
-    /// with `keep` off they are computed a second time instead.
+    /// with `keep` off they are computed a second time instead. That never changes a bit.
     ///
     /// # Errors
     /// As [`Hidden::advance`].
@@ -135,11 +193,15 @@ impl Hidden {
         tap: &mut dyn Tap,
         cancel: &Cancel,
     ) -> Result<()> {
-        for Batch { states, context, held } in &mut self.batches {
+        for batch in &mut self.batches {
             cancel.check()?;
-            layer.step(step, states, held, context, tap)?;
+            let mut states = batch.get(self.spill.as_ref())?;
+            layer.step(step, &mut states, &mut batch.held, &batch.context, tap)?;
+            if step.changes_states() {
+                batch.set(states, self.spill.as_ref())?;
+            }
             if !keep {
-                *held = None;
+                batch.held = None;
             }
         }
         Ok(())
@@ -154,9 +216,9 @@ impl Hidden {
     /// If there is no such window.
     pub fn window(&self, mut i: usize) -> Result<Tensor> {
         for batch in &self.batches {
-            let here = batch.states.dims()[0];
+            let here = batch.shape[0];
             if i < here {
-                return Ok(batch.states.get(i)?);
+                return Ok(batch.get(self.spill.as_ref())?.get(i)?);
             }
             i -= here;
         }
@@ -165,12 +227,36 @@ impl Hidden {
 
     /// Number of windows.
     pub fn windows(&self) -> usize {
-        self.batches.iter().map(|b| b.states.dims()[0]).sum()
+        self.batches.iter().map(|b| b.shape[0]).sum()
     }
 
     /// Number of tokens of all windows.
     pub fn tokens(&self) -> usize {
-        self.batches.iter().map(|b| b.states.dims()[0] * b.states.dims()[1]).sum()
+        self.batches.iter().map(|b| b.shape[0] * b.shape[1]).sum()
+    }
+}
+
+impl Batch {
+    fn bytes(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * size_of::<f32>()) as u64
+    }
+
+    /// The states, from the disk if they are there.
+    fn get(&self, spill: Option<&Spill>) -> Result<Tensor> {
+        match (&self.states, spill) {
+            (States::Memory(states), _) => Ok(states.clone()),
+            (States::Disk(at), Some(spill)) => spill.load(self.shape, *at),
+            (States::Disk(_), None) => unreachable!("states are on the disk only if there is a place"),
+        }
+    }
+
+    /// Puts other states of the same shape where the last ones were, or into memory if there is no place on the disk.
+    fn set(&mut self, states: Tensor, spill: Option<&Spill>) -> Result<()> {
+        match (&self.states, spill) {
+            (States::Disk(at), Some(spill)) => spill.store(&states, *at)?,
+            _ => self.states = States::Memory(states),
+        }
+        Ok(())
     }
 }
 

@@ -20,6 +20,7 @@ mod rope;
 mod rows;
 mod schedule;
 mod softmax;
+mod spill;
 mod tap;
 mod weights;
 
@@ -37,6 +38,7 @@ pub use layer::Layer;
 pub use linear::Linear;
 use rope::Table;
 use schedule::{LayerKind, RopeKind};
+pub use spill::Spill;
 pub use tap::{Input, LinearId, Tap};
 use weights::{At, Weights};
 

@@ -117,7 +117,7 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
             Some(FileFormat::Dat) => imatrix::Format::Dat,
         },
         force: args.force,
-        checkpoint: args.checkpoints.settings(&args.output),
+        checkpoint: args.checkpoints.settings("analyze importance", &args.output),
         threads: global.threads(),
     };
     let report = importance::run(&config, &CANCEL, terminal)?;

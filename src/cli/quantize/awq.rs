@@ -72,6 +72,7 @@ impl AwqOptions {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the options by their groups, and where to report")]
 pub(super) fn run(
     common: &Common,
     layerwise: &LayerwiseOptions,
@@ -96,7 +97,7 @@ pub(super) fn run(
     }
     job.preflight()?;
     let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
-    let (report, _) = job.run(&rows, terminal, &CANCEL)?;
+    let report = job.run(&rows, terminal, &CANCEL)?.commit(terminal)?;
     drop((job, rows));
     let exponents = |how: &How| match how.method {
         Method::Awq | Method::Gptq { .. } => {

@@ -17,6 +17,7 @@ use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::Simd;
 use crate::format::gguf::level::Level;
 use crate::format::gguf::mix::Overrides;
+use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::gguf::report::{Report, Summary};
 use crate::pipeline::gguf::{Config, Job};
 use crate::progress::Progress;
@@ -73,6 +74,7 @@ impl GgufOptions {
             level,
             output: PathBuf::new(),
             force: false,
+            checkpoint: Settings::default(),
             overrides,
             imatrix,
             metadata: self.metadata.clone(),
@@ -112,8 +114,10 @@ pub(super) fn run(
         Some(name) => with_extension(name)?,
         None => format!("{}-{}.gguf", source.name()?, level.name),
     };
+    let path = common.output(&file)?;
     let config = Config {
-        output: common.output(&file)?,
+        checkpoint: common.checkpoints.settings_if_asked("quantize gguf", &path),
+        output: path,
         force: common.force,
         ignore_config: common.ignore_config.clone(),
         threads: global.threads(),
@@ -126,7 +130,7 @@ pub(super) fn run(
         return Ok(());
     }
     job.preflight()?;
-    let report = job.run(terminal, &CANCEL)?;
+    let report = job.run(terminal, &CANCEL)?.commit(terminal)?;
     drop((job, source));
     let human = || describe_report(&report, output.is_verbose());
     finish.other(&report, &report.output_path, human)

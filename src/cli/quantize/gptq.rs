@@ -106,6 +106,7 @@ impl GptqOptions {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the options by their groups, and where to report")]
 pub(super) fn run(
     common: &Common,
     layerwise: &LayerwiseOptions,
@@ -130,7 +131,7 @@ pub(super) fn run(
     }
     job.preflight()?;
     let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
-    let report = job.run(&rows, terminal, &CANCEL)?;
+    let report = job.run(&rows, terminal, &CANCEL)?.commit(terminal)?;
     drop((job, rows));
     let damping = |how: &How| match how {
         How::Gptq { damp } => format!("{damp:.2}"),

@@ -12,6 +12,7 @@ use crate::cli::terminal::Terminal;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::blocks::Simd;
 use crate::html::quantized::Column;
+use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::convert::Wanted;
 use crate::pipeline::layerwise::report::{Linear, Report, Summary};
 use crate::pipeline::layerwise::{Options, matrices};
@@ -35,6 +36,9 @@ pub(in crate::cli) struct LayerwiseOptions {
     /// Keep less in memory, compute more
     #[arg(long)]
     low_memory: bool,
+    /// Keep the hidden states of the calibration data on the disk of the checkpoint; implies --low-memory
+    #[arg(long)]
+    offload: bool,
 }
 
 impl LayerwiseOptions {
@@ -44,6 +48,7 @@ impl LayerwiseOptions {
             ("--group-size", self.group_size.is_some()),
             ("--skip", !self.skip.is_empty()),
             ("--low-memory", self.low_memory),
+            ("--offload", self.offload),
         ])
     }
 
@@ -69,6 +74,8 @@ impl LayerwiseOptions {
             grid,
             skip: matrices::parse_skips(&self.skip)?,
             low_memory: self.low_memory,
+            offload: self.offload,
+            checkpoint: Settings::default(),
             output: PathBuf::new(),
             force: false,
             ignore_config: Vec::new(),
@@ -119,8 +126,10 @@ pub(super) fn complete(
         Some(name) => name.clone(),
         None => format!("{}-{format}-{}bit", source.name()?, options.grid.bits),
     };
+    let output = common.output(&name)?;
     Ok(Options {
-        output: common.output(&name)?,
+        checkpoint: common.checkpoints.settings(&format!("quantize {format}"), &output),
+        output,
         force: common.force,
         ignore_config: common.ignore_config.clone(),
         threads: global.threads(),
@@ -206,7 +215,8 @@ mod tests {
     #[test]
     fn group_sizes_are_those_of_the_container() {
         let asked = |group_size| {
-            LayerwiseOptions { group_size, skip: vec![], low_memory: false }.group_size(&[64, 128, -1])
+            LayerwiseOptions { group_size, skip: vec![], low_memory: false, offload: false }
+                .group_size(&[64, 128, -1])
         };
         assert_eq!(asked(None).unwrap(), 128);
         assert_eq!(asked(Some(64)).unwrap(), 64);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use finish::Finish;
 
+use super::checkpoints::CheckpointArgs;
 use super::data::DataArgs;
 use super::output::Output;
 use super::terminal::Terminal;
@@ -64,6 +65,8 @@ struct Common {
     /// Accept a key of config.json that is not understood; may be repeated
     #[arg(long, value_name = "KEY")]
     ignore_config: Vec<String>,
+    #[command(flatten)]
+    checkpoints: CheckpointArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

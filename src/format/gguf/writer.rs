@@ -53,6 +53,11 @@ impl Layout {
         Layout { header, tensors: infos, file_bytes }
     }
 
+    /// The bytes before the tensors.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
     /// The tensors with their offsets.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -11,7 +11,7 @@ pub mod writer;
 pub use layout::Layout;
 pub use model::PackedModel;
 pub use scheme::Scheme;
-pub use writer::{Container, Entry, PackedWriter, Target};
+pub use writer::{Container, Entry, Flushed, Packed, PackedWriter, Target};
 
 /// What made a checkpoint, in the form that GPTQModel has for it.
 pub const QUANTIZER: &str = concat!("llm-quantize:", env!("CARGO_PKG_VERSION"));

@@ -44,6 +44,14 @@ impl Container {
         }
     }
 
+    /// The name of the format in reports.
+    pub fn format(&self) -> &'static str {
+        match self {
+            Container::Gptq(_) => "gptq",
+            Container::Awq(_) => "awq",
+        }
+    }
+
     fn to_json(&self, layers: &Layers) -> Value {
         match self {
             Container::Gptq(config) => config.to_json(layers),
@@ -211,25 +219,55 @@ impl PackedWriter {
     /// # Panics
     /// If the layer is not what was laid out.
     pub fn linear(&mut self, name: &str, linear: &QuantizedLinear, bias: Option<&[f32]>) -> Result<()> {
-        let (shape, grid, has_bias) =
-            *self.linears.get(name).unwrap_or_else(|| panic!("{name} is not a quantized layer"));
+        for tensor in self.pack(name, linear, bias)? {
+            self.shards.write(&tensor.name, &tensor.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The tensors of a quantized layer, to be written by [`PackedWriter::bytes`].
+    ///
+    /// # Errors
+    /// As [`PackedWriter::linear`].
+    ///
+    /// # Panics
+    /// As [`PackedWriter::linear`].
+    pub fn pack(&self, name: &str, linear: &QuantizedLinear, bias: Option<&[f32]>) -> Result<Vec<Packed>> {
+        let (shape, grid, has_bias) = self.laid_out(name);
         assert_eq!([linear.out_features(), linear.in_features()], shape, "shape of {name}");
         assert_eq!(linear.bits(), grid.bits, "bits of {name}");
         assert_eq!(linear.group_size(), grid.group_size.min(shape[1]), "group size of {name}");
         assert!(linear.symmetric() || !grid.symmetric, "{name} is to be symmetric");
         assert!(self.act_order || linear.g_idx().is_none(), "{name} has groups in another order");
         assert_eq!(bias.is_some(), has_bias, "bias of {name}");
-        let packed = self
+        let mut packed = self
             .layout
             .pack(linear)
             .map_err(|e| Error::new(Kind::Invalid, format!("layer {name} cannot be stored")).because(e))?;
-        for (part, bytes) in self.layout.parts(shape, grid).iter().zip(packed) {
-            self.shards.write(&format!("{name}.{}", part.suffix), &bytes)?;
+        if let Some(bias) = bias {
+            packed.push(shards::float_bytes(&format!("{name}.bias"), FloatType::F16, bias)?);
         }
-        match bias {
-            Some(bias) => self.values(&format!("{name}.bias"), FloatType::F16, bias),
-            None => Ok(()),
+        Ok(self.specs(name).into_iter().zip(packed).map(|(spec, bytes)| Packed { bytes, ..spec }).collect())
+    }
+
+    /// What [`PackedWriter::pack`] makes of a layer, without the bytes.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn specs(&self, name: &str) -> Vec<Packed> {
+        let (shape, grid, has_bias) = self.laid_out(name);
+        let parts = self.layout.parts(shape, grid).into_iter();
+        let spec = |name: String, dtype, shape| Packed { name, dtype, shape, bytes: Vec::new() };
+        let mut specs: Vec<Packed> =
+            parts.map(|part| spec(format!("{name}.{}", part.suffix), part.dtype, part.shape)).collect();
+        if has_bias {
+            specs.push(spec(format!("{name}.bias"), Dtype::F16, vec![shape[0]]));
         }
+        specs
+    }
+
+    fn laid_out(&self, name: &str) -> ([usize; 2], Grid, bool) {
+        *self.linears.get(name).unwrap_or_else(|| panic!("{name} is not a quantized layer"))
     }
 
     /// Writes the next values of another tensor, rounded to the type that it is stored in.
@@ -241,19 +279,14 @@ impl PackedWriter {
     /// If there is no such tensor or no room for so many values.
     pub fn dense(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let dtype = *self.dense.get(name).unwrap_or_else(|| panic!("{name} is not laid out"));
-        self.values(name, dtype, values)
-    }
-
-    fn values(&mut self, name: &str, dtype: FloatType, values: &[f32]) -> Result<()> {
         self.shards.write_floats(name, dtype, values)
     }
 
-    /// Writes the next bytes of another tensor as they are: little-endian, in the type that it is stored in.
+    /// Writes the next bytes of any tensor as they are: little-endian, in the type that it is stored in.
     ///
     /// # Panics
     /// If there is no such tensor or no room for so many bytes.
     pub fn bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        assert!(self.dense.contains_key(name), "{name} is not laid out");
         self.shards.write(name, bytes)
     }
 
@@ -262,15 +295,68 @@ impl PackedWriter {
         self.dir.path()
     }
 
+    /// Flushes everything to the disk. What is left is [`Flushed::commit`].
+    ///
+    /// # Panics
+    /// If a tensor's values are missing.
+    pub fn flush(self) -> Result<Flushed> {
+        self.shards.finish();
+        self.dir.sync()?;
+        Ok(Flushed { dir: self.dir, weight_bytes: self.file_bytes })
+    }
+
     /// Flushes everything to the disk and gives the directory its name.
     ///
     /// # Panics
     /// If a tensor's values are missing.
     pub fn finish(self) -> Result<Written> {
-        self.shards.finish();
-        let dir = self.dir.target().to_owned();
-        self.dir.commit()?;
-        Ok(Written { dir, weight_bytes: self.file_bytes })
+        let flushed = self.flush()?;
+        let written = Written { dir: flushed.dir.target().to_owned(), weight_bytes: flushed.weight_bytes };
+        flushed.commit()?;
+        Ok(written)
+    }
+}
+
+/// A tensor as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements, little-endian, row-major.
+    pub bytes: Vec<u8>,
+}
+
+impl Packed {
+    /// Bytes of all elements, whether they are there or not.
+    pub fn size(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
+    }
+}
+
+/// A checkpoint that is on the disk and has no name yet.
+#[derive(Debug)]
+pub struct Flushed {
+    dir: AtomicDir,
+    /// Bytes of the safetensors files and their index.
+    pub weight_bytes: u64,
+}
+
+impl Flushed {
+    /// Where it is until it has its name.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Gives the directory its name.
+    ///
+    /// # Errors
+    /// `Usage` if something has appeared there that may not be replaced.
+    pub fn commit(self) -> Result<()> {
+        self.dir.commit()
     }
 }
 

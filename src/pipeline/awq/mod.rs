@@ -5,6 +5,7 @@ pub mod report;
 mod scale;
 
 use super::layerwise::{Options, Plan, Watch};
+use super::outcome::Outcome;
 use crate::calib::rows::Rows;
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -14,8 +15,8 @@ use crate::pipeline::model::OpenModel;
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::SourceModel;
-use crate::source::folded::Moved;
 use report::{Report, Solver, Summary};
+use scale::Scaler;
 
 /// What to do.
 #[derive(Debug)]
@@ -75,18 +76,15 @@ impl Job {
         self.plan.preflight(self.dry_run().file_size)
     }
 
-    /// Quantizes and writes the checkpoint, then opens it again and compares it with the source. Returns the factors that
-    /// were moved between the tensors too: weights can be compared with those of the source only if the same is done to them.
+    /// Quantizes and writes the checkpoint, then opens it again and compares it with the source.
     ///
     /// # Errors
-    /// What the data, the model or the disk do not allow; nothing is left behind then.
-    pub fn run(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<(Report, Moved)> {
-        let watch = Watch { progress, cancel };
+    /// What the data, the model or the disk do not allow; nothing but what a later run goes on from is left behind then.
+    pub fn run(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome<Report>> {
+        let identity = self.plan.identity().with("solver", self.solver.name());
         let grid = self.plan.options().grid;
-        let mut made = self
-            .plan
-            .run(watch, |sink| scale::quantize(self.plan.walk(watch), &rows.rows, grid, self.solver, sink))?;
-        let moved = std::mem::take(&mut made.moved);
-        Ok((Report::new("awq", &self.plan, self.reported(), rows.record.clone(), made), moved))
+        self.plan.run(identity, rows, Watch { progress, cancel }, self.reported(), |walk| {
+            Scaler::new(walk, grid, self.solver)
+        })
     }
 }

@@ -1,11 +1,11 @@
 //! What AWQ says of its work.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pipeline::layerwise::report;
 
 /// How a matrix was quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct How {
     /// How its codes were found.
     #[serde(flatten)]
@@ -19,7 +19,7 @@ pub struct How {
 }
 
 /// How codes were found.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 pub enum Method {
     /// By AWQ's own search of ranges.
@@ -36,14 +36,14 @@ pub enum Method {
 }
 
 /// What only AWQ can be asked for.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
     /// What finds the codes.
     pub solver: Solver,
 }
 
 /// What finds the codes behind the factors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Solver {
     /// AWQ's search of ranges; every weight becomes the nearest code.
@@ -51,6 +51,16 @@ pub enum Solver {
     Awq,
     /// GPTQ, with errors made good by later columns.
     Gptq,
+}
+
+impl Solver {
+    /// Its name, as the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Solver::Awq => "awq",
+            Solver::Gptq => "gptq",
+        }
+    }
 }
 
 /// One matrix.

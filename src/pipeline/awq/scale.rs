@@ -9,7 +9,7 @@ use crate::arch::decoder::{Input, Layer};
 use crate::arch::fold::{Fold, Source};
 use crate::error::Result;
 use crate::pipeline::layerwise::report::Seen;
-use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Names, Sink, Stop, Walk};
+use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Names, Results, Stop, Walk};
 use crate::quant::awq::clip;
 use crate::quant::awq::scales::{Consumer, Scales, Trial, choose};
 use crate::quant::gptq::{self, Loss, Problem, Settings};
@@ -20,44 +20,18 @@ use crate::source::folded::Folded;
 /// Rows that factors are chosen with, of all matrices that share them. More tell no more.
 const SAMPLED: usize = 512;
 
-/// Takes `windows` through the model and quantizes its matrices on the way, each of which `sink` gets as soon as it is known
-/// what it is divided by. Also returns how all tensors are folded.
+/// The method. Matrices are final as soon as it is known what they are divided by.
 ///
 /// The layer computes with the quantized matrices, but as if nothing were folded: what is divided here is multiplied there.
-///
-/// # Errors
-/// As [`Walk::go`], and what `sink` returns.
-pub(super) fn quantize<'a>(
-    walk: Walk<'a>,
-    windows: &[Vec<u32>],
-    grid: Grid,
-    solver: Solver,
-    sink: &mut Sink<'_>,
-) -> Result<(Vec<Linear>, Folded<'a>)> {
-    let mut scaler = Scaler {
-        walk,
-        names: Names::new(walk.model, walk.weights),
-        settings: Settings::new(grid),
-        solver,
-        sink,
-        folded: Folded::new(walk.weights),
-        waiting: Vec::new(),
-        linears: Vec::new(),
-    };
-    walk.go("Quantizing to AWQ", windows, &mut scaler)?;
-    Ok((scaler.linears, scaler.folded))
-}
-
-struct Scaler<'a, 's, 't> {
+pub(super) struct Scaler<'a> {
     walk: Walk<'a>,
     names: Names<'a>,
     settings: Settings,
     solver: Solver,
-    sink: &'s mut Sink<'t>,
+    /// The weights with what was moved in the present layer.
     folded: Folded<'a>,
     /// Matrices whose rows may still be divided.
     waiting: Vec<Waiting>,
-    linears: Vec<Linear>,
 }
 
 /// A quantized matrix.
@@ -70,8 +44,12 @@ struct Waiting {
     time: Duration,
 }
 
-impl Layerwise for Scaler<'_, '_, '_> {
-    fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer) -> Result<()> {
+impl Layerwise for Scaler<'_> {
+    const STAGE: &'static str = "Quantizing to AWQ";
+
+    type How = How;
+
+    fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer, results: &mut Results<How>) -> Result<()> {
         let Stop { layer: index, matrices, mut grams } = stop;
         for fold in Fold::all(self.walk.model) {
             let inputs = fold.inputs.iter();
@@ -79,18 +57,32 @@ impl Layerwise for Scaler<'_, '_, '_> {
                 inputs.filter_map(|input| Some((*input, grams.remove(input)?))).collect();
             if !here.is_empty() {
                 let matrices = matrices.iter().copied().filter(|m| fold.inputs.contains(&m.input));
-                self.scale(&fold, index, &matrices.collect::<Vec<_>>(), here, layer)?;
+                self.scale(&fold, index, &matrices.collect::<Vec<_>>(), here, layer, results)?;
             }
         }
         Ok(())
     }
 
-    fn finish_layer(&mut self) -> Result<()> {
-        std::mem::take(&mut self.waiting).into_iter().try_for_each(|waiting| self.finish(waiting, None))
+    fn finish_layer(&mut self, results: &mut Results<How>) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting.into_iter().try_for_each(|waiting| self.finish(waiting, None, results))?;
+        results.moved(self.folded.take_moved());
+        Ok(())
     }
 }
 
-impl Scaler<'_, '_, '_> {
+impl<'a> Scaler<'a> {
+    pub(super) fn new(walk: Walk<'a>, grid: Grid, solver: Solver) -> Scaler<'a> {
+        Scaler {
+            walk,
+            names: Names::new(walk.model, walk.weights),
+            settings: Settings::new(grid),
+            solver,
+            folded: Folded::new(walk.weights),
+            waiting: Vec::new(),
+        }
+    }
+
     /// Chooses the factors of one place, moves them, and quantizes the matrices behind it.
     fn scale(
         &mut self,
@@ -99,6 +91,7 @@ impl Scaler<'_, '_, '_> {
         matrices: &[&Matrix],
         grams: BTreeMap<Input, Gram>,
         layer: &mut Layer,
+        results: &mut Results<How>,
     ) -> Result<()> {
         let started = Instant::now();
         let divided = Divided::find(fold, self.walk.model, &self.names, self.walk.weights, index)?;
@@ -106,7 +99,7 @@ impl Scaler<'_, '_, '_> {
         divided.fold(fold, self.walk.model, &self.names, index, &scales.factors, &mut self.folded);
         let stored = divided.stored(&scales.factors);
         let time = started.elapsed() / matrices.len() as u32;
-        self.finish_source(fold, &scales.factors)?;
+        self.finish_source(fold, &scales.factors, results)?;
         for (input, gram) in grams {
             let sharing: Vec<&Matrix> = matrices.iter().copied().filter(|m| m.input == input).collect();
             let factors: Vec<f32> = (0..gram.size()).map(|i| stored[fold.channel(i)]).collect();
@@ -206,30 +199,35 @@ impl Scaler<'_, '_, '_> {
     }
 
     /// Divides the rows of what makes an input, if it is a matrix that was quantized, and gives it away.
-    fn finish_source(&mut self, fold: &Fold, divisors: &[f32]) -> Result<()> {
+    fn finish_source(&mut self, fold: &Fold, divisors: &[f32], results: &mut Results<How>) -> Result<()> {
         let Source::Rows { stem, expert, rows } = &fold.source else { return Ok(()) };
         let is_source = |w: &Waiting| w.matrix.stem == *stem && w.matrix.expert == *expert;
         match self.waiting.iter().position(is_source) {
             Some(at) => {
                 let source = self.waiting.remove(at);
-                self.finish(source, Some((rows.start, divisors)))
+                self.finish(source, Some((rows.start, divisors)), results)
             }
             None => Ok(()),
         }
     }
 
     /// Gives a matrix away, some of its rows divided.
-    fn finish(&mut self, waiting: Waiting, divided: Option<(usize, &[f32])>) -> Result<()> {
+    fn finish(
+        &self,
+        waiting: Waiting,
+        divided: Option<(usize, &[f32])>,
+        results: &mut Results<How>,
+    ) -> Result<()> {
         let Waiting { matrix, mut linear, how, loss, seen, time } = waiting;
         let started = Instant::now();
         if let Some((first, divisors)) = divided {
             linear.divide_rows(first, divisors);
         }
         let (weights, quantized) = (matrix.read(&self.folded)?, linear.dequantize());
-        (self.sink)(&matrix, &linear, matrix.read_bias(&self.folded)?.as_deref())?;
+        let bias = matrix.read_bias(&self.folded)?;
         let seconds = (time + started.elapsed()).as_secs_f64();
-        self.linears.push(Linear::new(&matrix, how, loss, seen, &weights, &quantized, seconds));
-        Ok(())
+        let reported = Linear::new(&matrix, how, loss, seen, &weights, &quantized, seconds);
+        results.add(&matrix, &linear, bias.as_deref(), reported)
     }
 
     fn warn(&self, matrix: &Matrix, method: Method, tokens: usize) {

@@ -11,6 +11,7 @@
 
 mod identity;
 mod state;
+pub mod stream;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -18,21 +19,26 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::atomic::{AtomicFile, is_temporary};
+use crate::atomic::{AtomicFile, check_space, is_temporary, remove_abandoned, sync_parent};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
-pub use identity::Identity;
+pub use identity::{Identity, hash};
 use state::{Output, Record, STATE, State};
 
 /// How names of our files end.
 const PART: &str = ".ckpt-part";
 
 /// Whether and where a job keeps a checkpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
+    /// What the job is: commands never take up each other's checkpoints.
+    pub command: String,
+    /// The file or directory that the job makes.
+    pub output: PathBuf,
     /// The directory; none if there is to be no checkpoint.
     pub dir: Option<PathBuf>,
     /// Whether there must be one to go on from.
@@ -47,11 +53,11 @@ impl Settings {
         name.into()
     }
 
-    /// Whether the checkpoint says that `output` is this job's own and complete. It is if the job was killed after its
+    /// Whether the checkpoint says that the output is this job's own and complete. It is if the job was killed after its
     /// output had appeared and before the checkpoint was gone.
-    pub fn finished(&self, output: &Path) -> bool {
+    pub fn finished(&self) -> bool {
         let state = self.dir.as_deref().and_then(|dir| State::load(dir).ok().flatten());
-        state.is_some_and(|state| state.is_of(output))
+        state.is_some_and(|state| state.is_of(&self.output))
     }
 }
 
@@ -66,6 +72,7 @@ impl State {
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
+    output: PathBuf,
     state: State,
     /// Written and not committed.
     pending: BTreeMap<String, Record>,
@@ -80,8 +87,8 @@ impl Checkpoint {
     /// Opens the checkpoint of a job of so many `steps`, or begins one. None if there is to be none.
     ///
     /// # Errors
-    /// `Checkpoint` if there is one of another job, or a damaged one, or none where one is needed, or if another run uses
-    /// it. `Resources` if the directory cannot be made.
+    /// `Checkpoint` if there is one of another job, or a damaged one, or none where one is needed. `Usage` if another run
+    /// uses it. `Resources` if the directory cannot be made.
     pub fn open(
         settings: &Settings,
         identity: Identity,
@@ -91,7 +98,7 @@ impl Checkpoint {
         let Some(dir) = &settings.dir else { return Ok(None) };
         let lock = lock(dir)?;
         // A directory that was made in vain goes again; one with anything in it cannot be removed like this.
-        Self::take_up(dir, lock, settings.resume, identity, steps, progress)
+        Self::take_up(dir, lock, settings, identity, steps, progress)
             .map(Some)
             .inspect_err(|_| drop(fs::remove_dir(dir)))
     }
@@ -99,18 +106,22 @@ impl Checkpoint {
     fn take_up(
         dir: &Path,
         lock: File,
-        resume: bool,
+        settings: &Settings,
         identity: Identity,
         steps: usize,
         progress: &dyn Progress,
     ) -> Result<Checkpoint> {
         let found = State::load(dir)?;
         let unusable = |why: String| Error::new(Kind::Checkpoint, why);
-        if found.is_none() && resume {
+        if found.is_none() && settings.resume {
             return Err(unusable(format!("there is no checkpoint to go on from in {}", dir.display()))
                 .hint("Leave out --resume to start from the beginning."));
         }
         let found_one = found.is_some();
+        if !found_one {
+            // The first commit is worth nothing in a directory that a power cut takes away.
+            sync_parent(dir)?;
+        }
         let state = found.unwrap_or_else(|| State::new(identity.clone()));
         let differences = identity.differences(&state.identity);
         if !differences.is_empty() {
@@ -142,6 +153,7 @@ impl Checkpoint {
         }
         let checkpoint = Checkpoint {
             dir: dir.to_owned(),
+            output: settings.output.clone(),
             state,
             pending: BTreeMap::new(),
             forgotten: Vec::new(),
@@ -150,6 +162,11 @@ impl Checkpoint {
         };
         checkpoint.sweep(&checkpoint.state.files);
         Ok(checkpoint)
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Steps that are done.
@@ -177,16 +194,35 @@ impl Checkpoint {
         bytes: u64,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<()> {
-        assert!(is_part(name), "{name} is no name of a checkpoint's file");
-        let mut file = AtomicFile::create(&self.dir.join(name), bytes, true).map_err(elsewhere)?;
-        let mut out = Hashed::new(BufWriter::with_capacity(1 << 20, file.file()));
+        let mut part = self.begin(name, bytes)?;
+        let mut out = BufWriter::with_capacity(1 << 20, &mut part);
         write(&mut out)
-            .and_then(|()| out.inner.flush())
+            .and_then(|()| out.flush())
             .map_err(|e| elsewhere(Error::output(format!("cannot write {name} of the checkpoint"), e)))?;
-        let record = out.record();
+        drop(out);
+        self.end(part)
+    }
+
+    /// Begins a file of `bytes` bytes, of which nothing is left unless it is ended.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::put`].
+    pub fn begin(&self, name: &str, bytes: u64) -> Result<PartFile> {
+        assert!(is_part(name), "{name} is no name of a checkpoint's file");
+        let file = AtomicFile::create(&self.dir.join(name), bytes, true).map_err(elsewhere)?;
+        Ok(PartFile { name: name.into(), out: Hashed::new(file) })
+    }
+
+    /// Flushes a file to the disk. It counts from the next commit on.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::put`].
+    pub fn end(&mut self, part: PartFile) -> Result<()> {
+        let PartFile { name, out } = part;
+        let (record, file) = out.finish();
         file.sync()?;
         file.commit()?;
-        self.pending.insert(name.into(), record);
+        self.pending.insert(name, record);
         Ok(())
     }
 
@@ -222,10 +258,24 @@ impl Checkpoint {
         let mut input = Hashed::new(BufReader::with_capacity(1 << 20, file));
         let made = read(&mut input);
         io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(format!("cannot be read: {e}")))?;
-        if input.record() != *record {
+        if input.finish().0 != *record {
             return Err(damaged("is not what was written".into()));
         }
         made
+    }
+
+    /// The whole of a file, with its hash checked.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::get`].
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        self.get(name, |input| {
+            let mut bytes = Vec::new();
+            input
+                .read_to_end(&mut bytes)
+                .map_err(|e| damaged(&self.dir, &format!("{name} cannot be read: {e}")))?;
+            Ok(bytes)
+        })
     }
 
     /// The path of a file, after its hash was checked.
@@ -249,9 +299,22 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether `output` is this job's result.
-    pub fn has_made(&self, output: &Path) -> bool {
-        self.state.is_of(output)
+    /// Whether the output that is there is this job's result.
+    pub fn has_made(&self) -> bool {
+        self.state.is_of(&self.output)
+    }
+
+    /// What the run that has made the output had to say of it. What is left of that run goes.
+    ///
+    /// # Errors
+    /// `Checkpoint` if it is something else.
+    pub fn take_report<R: DeserializeOwned>(self, progress: &dyn Progress) -> Result<R> {
+        let report = serde_json::from_value(self.state.note.clone())
+            .map_err(|e| damaged(&self.dir, &format!("its report cannot be read: {e}")))?;
+        progress.info("The output is complete; the run that made it was killed right after");
+        remove_abandoned(&self.output);
+        self.remove(progress);
+        Ok(report)
     }
 
     /// Removes the checkpoint; the job's result is in its place. Files that are not ours stay.
@@ -270,21 +333,35 @@ impl Checkpoint {
         }
     }
 
-    /// What the user should know when the job ends early: an interruption can be taken up again.
-    pub fn explain(&self, e: Error) -> Error {
-        if e.kind() != Kind::Interrupted || self.state.done == 0 {
-            return e;
+    /// Refuses to go on if the disk has no room for `bytes` more.
+    ///
+    /// # Errors
+    /// `Resources`, saying how much is missing.
+    pub fn check_space(&self, bytes: u64) -> Result<()> {
+        check_space(&self.dir, bytes).map_err(elsewhere)
+    }
+
+    /// The job ends early: says how it is taken up again. The checkpoint goes if the job can never succeed, because its
+    /// input is damaged or its result is not what was asked for.
+    pub fn end_early(self, e: Error, progress: &dyn Progress) -> Error {
+        let done = self.state.done;
+        match e.kind() {
+            Kind::Checkpoint => return e,
+            Kind::Invalid | Kind::Quality => {
+                self.remove(progress);
+                return e;
+            }
+            _ if done == 0 => return e,
+            _ => {}
         }
-        Error::new(
-            Kind::Interrupted,
-            format!(
-                "interrupted; {} of {} layers are in {}",
-                self.state.done,
-                self.steps,
-                self.dir.display()
-            ),
-        )
-        .hint("Run the same command again to go on from there.")
+        let kept = format!("{done} of {} layers are in {}", self.steps, self.dir.display());
+        let again = "the same command goes on from there";
+        if e.kind() == Kind::Interrupted {
+            return Error::new(Kind::Interrupted, format!("interrupted; {kept}"))
+                .hint("Run the same command again to go on from there.");
+        }
+        let first = e.suggestion().map(|hint| format!("{hint} ")).unwrap_or_default();
+        e.hint(format!("{first}{kept}; {again}."))
     }
 
     /// Removes our files that are not among `kept`: a run that was killed between two commits left them.
@@ -312,6 +389,25 @@ impl Drop for Checkpoint {
     }
 }
 
+/// A file that is being written.
+#[derive(Debug)]
+pub struct PartFile {
+    name: String,
+    out: Hashed<AtomicFile>,
+}
+
+impl Write for PartFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.inner.file().write(bytes)?;
+        self.out.took(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.inner.file().flush()
+    }
+}
+
 /// Makes the directory and locks it.
 fn lock(dir: &Path) -> Result<File> {
     let unwritable = |e| {
@@ -324,7 +420,7 @@ fn lock(dir: &Path) -> Result<File> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(Kind::Checkpoint, format!("another run is using {}", dir.display()))
+                return Err(Error::new(Kind::Usage, format!("another run is using {}", dir.display()))
                     .hint("Wait until it has ended, or choose another output."));
             }
             // A file system without locks.
@@ -360,6 +456,7 @@ fn is_part(name: &str) -> bool {
 }
 
 /// Hashes what goes through.
+#[derive(Debug)]
 struct Hashed<T> {
     inner: T,
     hash: Sha256,
@@ -376,20 +473,8 @@ impl<T> Hashed<T> {
         self.bytes += bytes.len() as u64;
     }
 
-    fn record(self) -> Record {
-        Record { bytes: self.bytes, sha256: identity::hex(&self.hash.finalize()) }
-    }
-}
-
-impl<T: Write> Write for Hashed<T> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.took(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+    fn finish(self) -> (Record, T) {
+        (Record { bytes: self.bytes, sha256: identity::hex(&self.hash.finalize()) }, self.inner)
     }
 }
 

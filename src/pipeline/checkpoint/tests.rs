@@ -13,7 +13,8 @@ use crate::progress::Silent;
 const STEPS: usize = 3;
 
 fn settings(dir: &TempDir) -> Settings {
-    Settings { dir: Some(dir.path().join("out.checkpoint")), resume: false }
+    let dir = dir.path();
+    Settings { output: dir.join("out"), dir: Some(dir.join("out.checkpoint")), ..Settings::default() }
 }
 
 fn place(dir: &TempDir) -> PathBuf {
@@ -103,7 +104,7 @@ fn a_job_that_did_nothing_leaves_nothing() {
 
 #[test]
 fn no_checkpoint_is_kept_if_none_is_wanted() {
-    let off = Settings { dir: None, resume: false };
+    let off = Settings::default();
     assert!(Checkpoint::open(&off, job(), STEPS, &Silent).unwrap().is_none());
 }
 
@@ -169,7 +170,8 @@ fn edit(dir: &Path, change: impl FnOnce(String) -> String) {
 fn two_runs_exclude_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(&dir).unwrap();
-    assert_unusable(open(&dir), &["another run"]);
+    let e = open(&dir).unwrap_err();
+    assert!(e.kind() == Kind::Usage && e.to_string().contains("another run"), "{e}");
     drop(first);
     open(&dir).unwrap();
 }
@@ -198,30 +200,37 @@ fn a_run_knows_the_output_of_one_that_was_killed_right_after() {
     fs::write(&output, "result").unwrap();
     checkpoint.seal(&temporary, json!("report")).unwrap();
     drop(checkpoint);
-    assert!(!settings(&dir).finished(&output), "another file");
+    assert!(!settings(&dir).finished(), "another file");
     fs::rename(&temporary, &output).unwrap();
-    assert!(settings(&dir).finished(&output));
+    assert!(settings(&dir).finished());
     // Killed while it removed the checkpoint.
     fs::remove_file(place(&dir).join("sums-00000.ckpt-part")).unwrap();
     let checkpoint = open(&dir).unwrap();
-    assert!(checkpoint.has_made(&output) && checkpoint.note() == "report");
-    checkpoint.remove(&Silent);
+    assert!(checkpoint.has_made());
+    assert_eq!(checkpoint.take_report::<String>(&Silent).unwrap(), "report");
     assert_eq!(names(dir.path()), ["out"]);
 }
 
 #[test]
-fn an_interruption_says_how_to_go_on() {
+fn a_job_that_ends_early_says_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let interrupted = || Error::new(Kind::Interrupted, "interrupted; nothing was left behind");
-    assert!(open(&dir).unwrap().explain(interrupted()).to_string().contains("nothing was left"));
+    let ended = |kind: Kind| {
+        let e = Error::new(kind, "something happened").hint("Do something.");
+        open(&dir).unwrap().end_early(e, &Silent)
+    };
+    assert!(!ended(Kind::Interrupted).to_string().contains("layers"));
     one_step(&dir);
-    let checkpoint = open(&dir).unwrap();
-    let e = checkpoint.explain(interrupted());
+    let e = ended(Kind::Interrupted);
     assert_eq!(e.kind(), Kind::Interrupted);
     assert!(
         e.to_string().contains("1 of 3 layers") && e.suggestion().unwrap().contains("same command"),
         "{e}"
     );
-    let other = checkpoint.explain(Error::new(Kind::Resources, "the disk is full"));
-    assert_eq!(other.kind(), Kind::Resources);
+    let e = ended(Kind::Resources);
+    assert_eq!(e.to_string(), "something happened");
+    let hint = e.suggestion().unwrap();
+    assert!(hint.starts_with("Do something. 1 of 3 layers") && hint.contains("same command"), "{hint}");
+    assert!(place(&dir).exists());
+    assert_eq!(ended(Kind::Invalid).suggestion(), Some("Do something."));
+    assert!(!place(&dir).exists(), "it would fail again");
 }

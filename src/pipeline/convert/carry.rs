@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
+use super::Work;
 use crate::arch::Model;
 use crate::arch::spec::Use;
 use crate::cancel::Cancel;
@@ -13,10 +14,13 @@ use crate::format::awq::AwqConfig;
 use crate::format::gptq::{GptqConfig, Version};
 use crate::format::packed::layers::Layers;
 use crate::format::packed::{Container, Entry, PackedModel, PackedWriter, Target};
+use crate::pipeline::checkpoint::stream::{Stream, steps};
+use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
 use crate::pipeline::model::OpenModel;
 use crate::progress::{Progress, Unit};
 use crate::quant::Grid;
 use crate::source::dense::Dense;
+use crate::source::folded::Moved;
 
 /// AutoGPTQ's default, which its configuration cannot do without; nothing was damped here.
 const DAMP_PERCENT: f64 = 0.01;
@@ -110,39 +114,84 @@ impl<'a> CarryOver<'a> {
     /// Writes the checkpoint: codes, scales and zero points packed anew, all other tensors byte for byte.
     ///
     /// # Errors
-    /// `Resources` if the disk is full, `Invalid` if the container cannot hold a value.
+    /// `Resources` if the disk is full, `Invalid` if the container cannot hold a value, `Checkpoint` for a checkpoint of
+    /// another job.
     pub(super) fn write(
         &self,
         opened: &OpenModel,
         output: &Path,
+        settings: &Settings,
         progress: &dyn Progress,
         cancel: &Cancel,
-    ) -> Result<()> {
+    ) -> Result<Work> {
         let config = opened.model.config.unquantized();
         let target = Target::new(output, opened.origin.dir(), &config);
         let mut writer = PackedWriter::create(target, &self.container, &self.entries)?;
+        let tensors: Vec<(String, u64)> =
+            self.entries.iter().flat_map(|entry| stored(entry, &writer)).collect();
+        let sizes = || tensors.iter().map(|(_, bytes)| *bytes);
+        let steps = steps(tensors.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
+        let identity = Identity::new(&settings.command)
+            .with("container", format!("{:?}", self.container))
+            .with_model(&opened.model, &*opened.weights)?;
+        let checkpoint = match Checkpoint::open(settings, identity, steps.len(), progress)? {
+            Some(made) if made.has_made() => return Ok(Work::Before(made)),
+            other => other,
+        };
+        let mut kept = Stream::new(checkpoint, steps);
+        kept.check_space()?;
         let total = self.packed.linears().map(|(_, l)| (l.shape[0] * l.shape[1]) as u64).sum();
         progress.begin("Carrying codes over", total, Unit::Weights);
-        let written: Result<()> = self.entries.iter().try_for_each(|entry| {
-            cancel.check()?;
-            match entry {
-                Entry::Linear { name, shape, .. } => {
+        let written = kept.replay(sizes(), |i, bytes| writer.bytes(&tensors[i].0, bytes)).and_then(|()| {
+            let mut seen = 0;
+            self.entries.iter().try_for_each(|entry| {
+                cancel.check()?;
+                let first = seen;
+                seen += stored(entry, &writer).len();
+                if let Entry::Linear { name, shape, .. } = entry {
                     progress.item(name);
-                    writer.linear(name, &self.packed.linear(&format!("{name}.weight"))?, None)?;
                     progress.advance((shape[0] * shape[1]) as u64);
                 }
-                Entry::Dense { name, .. } => {
-                    let tensors = self.packed.tensors();
-                    let info = tensors.get(name).expect("entries are made of these tensors");
-                    writer.bytes(name, tensors.bytes(info))?;
-                }
-            }
-            Ok(())
+                if first < kept.done() { Ok(()) } else { self.entry(entry, &mut writer, &mut kept) }
+            })
         });
         progress.end();
-        written?;
-        cancel.check()?;
-        writer.finish().map(|_| ())
+        let written = written.and_then(|()| cancel.check()).and_then(|()| writer.finish());
+        match written {
+            Ok(_) => Ok(Work::Done { moved: Moved::default(), checkpoint: kept.into_checkpoint() }),
+            Err(e) => Err(kept.end_early(e, progress)),
+        }
+    }
+
+    fn entry(&self, entry: &Entry, writer: &mut PackedWriter, kept: &mut Stream) -> Result<()> {
+        match entry {
+            Entry::Linear { name, .. } => {
+                let linear = self.packed.linear(&format!("{name}.weight"))?;
+                writer.pack(name, &linear, None)?.iter().try_for_each(|tensor| {
+                    writer.bytes(&tensor.name, &tensor.bytes)?;
+                    kept.write(&tensor.bytes)
+                })
+            }
+            Entry::Dense { name, .. } => {
+                let tensors = self.packed.tensors();
+                let info = tensors.get(name).expect("entries are made of these tensors");
+                let bytes = tensors.bytes(info);
+                writer.bytes(name, bytes)?;
+                kept.write(bytes)
+            }
+        }
+    }
+}
+
+/// The tensors that are stored of an entry, and their bytes.
+fn stored(entry: &Entry, writer: &PackedWriter) -> Vec<(String, u64)> {
+    match entry {
+        Entry::Linear { name, .. } => {
+            writer.specs(name).into_iter().map(|tensor| (tensor.name.clone(), tensor.size())).collect()
+        }
+        Entry::Dense { name, dtype, shape, .. } => {
+            vec![(name.clone(), (shape.iter().product::<usize>() * dtype.bytes()) as u64)]
+        }
     }
 }
 

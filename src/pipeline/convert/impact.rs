@@ -1,13 +1,13 @@
 //! What a conversion costs as a rule. What one has cost is measured.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Target;
 use crate::format::gguf::GgmlType;
 use crate::pipeline::detect::Format;
 
 /// How much is lost as a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Impact {
     /// Nothing.

@@ -1,7 +1,7 @@
 //! How far the weights of a result are from those of its source, read from the files of both.
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::Model;
 use crate::cancel::Cancel;
@@ -19,7 +19,7 @@ const COMPARED: usize = 1 << 22;
 const PIECE: usize = 1 << 16;
 
 /// Errors of all weights.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WeightErrors {
     /// Squared error of all weights per their energy.
     pub nmse: f64,
@@ -34,7 +34,7 @@ pub struct WeightErrors {
 }
 
 /// One tensor.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TensorError {
     /// Its name in Hugging Face's format.
     pub name: String,

@@ -11,10 +11,12 @@ mod result;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::checkpoint::{Checkpoint, Settings};
 use super::detect::{Detected, Format, detect};
 use super::evaluate::{self, Evaluated, TextConfig, in_pool};
 use super::layerwise::Options;
 use super::model::{OpenModel, Origin, packed};
+use super::outcome::{Made, Outcome};
 use super::{awq, gguf, gptq};
 use crate::arch::decoder::Compute;
 use crate::atomic::{Staged, refuse_existing_output};
@@ -50,6 +52,8 @@ pub struct Config<'a> {
     pub output: PathBuf,
     /// Whether it may be overwritten.
     pub force: bool,
+    /// Whether and where there is a checkpoint.
+    pub checkpoint: Settings,
     /// The text to measure perplexity and KL divergence on, if they are wanted.
     pub evaluate: Option<TextConfig>,
     /// The mean KL divergence from which on the result is not kept.
@@ -74,7 +78,8 @@ pub enum Target {
 }
 
 impl Target {
-    fn format(&self) -> Format {
+    /// The format.
+    pub fn format(&self) -> Format {
         match self {
             Target::Gguf(_) => Format::Gguf,
             Target::Gptq(_) => Format::Gptq,
@@ -102,7 +107,10 @@ impl Target {
 pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> Result<ConversionResult> {
     let started = Instant::now();
     let format = config.target.format();
-    refuse_existing_output(&config.output, format.is_dir(), config.force)?;
+    // What a run that was killed at the very end has left is not in the way.
+    if !config.checkpoint.finished() {
+        refuse_existing_output(&config.output, format.is_dir(), config.force)?;
+    }
     let found = detect(&config.source, Need::Weights, cancel, progress)?;
     let from = found.format();
     progress.info(&format!("{} is {}", config.source, from.title()));
@@ -112,16 +120,18 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
     let output = staged.path();
     let opened = open(found, &config.ignore_config, progress)?;
     let original = original::original(&opened);
+    let carrying = (config.ignore_config.as_slice(), &config.checkpoint);
     let carried = in_pool(config.threads, || match (&config.target, from, config.carry_over) {
         (Target::Awq(_), Format::Gptq, Some(wanted)) => {
-            carry_over(&opened, To::Awq, wanted, &config.ignore_config, &output, progress, cancel)
+            carry_over(&opened, To::Awq, wanted, carrying, &output, progress, cancel)
         }
         (Target::Gptq(_), Format::Awq, Some(wanted)) => {
-            carry_over(&opened, To::Gptq, wanted, &config.ignore_config, &output, progress, cancel)
+            carry_over(&opened, To::Gptq, wanted, carrying, &output, progress, cancel)
         }
-        _ => Ok(false),
+        _ => Ok(None),
     })?;
-    let impact = if carried { Impact::None } else { impact::expected(from, &config.target) };
+    let is_carried = carried.is_some();
+    let impact = if is_carried { Impact::None } else { impact::expected(from, &config.target) };
     let level = config.target.level();
     let better = better_way(from, format, level.as_deref(), original.as_deref());
     let dtype = match config.target {
@@ -131,84 +141,133 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
     if impact >= Impact::Small {
         progress.warn(&warning(from, format, impact, &better));
     }
-    let moved = match carried {
-        true => Moved::default(),
-        false => make(config.target, opened, dtype, &output, config.rows, config.threads, progress, cancel)?,
-    };
-
-    let source = open(
-        detect(&config.source, Need::Weights, cancel, progress)?,
-        &config.ignore_config,
-        &Quiet(progress),
-    )?;
-    let made = OpenModel::open(&path_text(&output)?, &config.ignore_config, cancel, &Quiet(progress))?;
-    let weights = in_pool(config.threads, || measure::compare(&source, moved, &made, progress, cancel))?;
-    if carried && !weights.identical {
-        return Err(Error::new(
-            Kind::Invalid,
-            format!(
-                "the output failed validation: codes were carried over, and weights differ by {:e}",
-                weights.nmse
-            ),
-        )
-        .hint("The disk or the memory may be faulty. Nothing was kept."));
-    }
-    let file_size = made.file_bytes;
-    drop((source, made));
-    let evaluated = match config.evaluate {
-        None => None,
-        Some(text) => {
-            let settings = evaluate::Config {
-                model: path_text(&output)?,
-                reference: Some(config.source.clone()),
-                text,
-                ignore_config: config.ignore_config.clone(),
-                compute: Compute::F32,
-                threads: config.threads,
-            };
-            Evaluated::of(&evaluate::evaluate(&settings, cancel, progress)?)
+    let work = match carried {
+        Some(work) => work,
+        None => {
+            let settings = (config.threads, &config.checkpoint);
+            make(config.target, opened, dtype, &output, config.rows, settings, progress, cancel)?
         }
     };
-    let is_lossy = !weights.identical;
-    let warning_message = is_lossy.then(|| warning(from, format, impact, &better));
-    if let (Some(message), true) = (&warning_message, impact < Impact::Small) {
-        progress.warn(message);
-    }
-    let result = ConversionResult {
-        status: "success",
-        output_path: config.output.display().to_string(),
-        source_path: config.source,
-        source_format: from.name(),
-        target_format: format.name(),
-        quantization_level: dtype.map(|dtype| dtype.name().to_owned()).or(level),
-        file_size,
-        is_lossy,
-        carried_over: carried,
-        warning_message,
-        expected_impact: impact,
-        original_model: original,
-        instead: better,
-        weights,
-        evaluation: evaluated,
-        duration_seconds: started.elapsed().as_secs_f64(),
+    let (moved, mut checkpoint) = match work {
+        Work::Done { moved, checkpoint } => (moved, checkpoint),
+        Work::Before(checkpoint) => return checkpoint.take_report(progress),
     };
-    let kld = result.evaluation.as_ref().map(|found| found.kl_divergence);
-    if let (Some(limit), Some(kld)) = (config.max_kld, kld)
+    let measured = || {
+        let source = open(
+            detect(&config.source, Need::Weights, cancel, progress)?,
+            &config.ignore_config,
+            &Quiet(progress),
+        )?;
+        let made = OpenModel::open(&path_text(&output)?, &config.ignore_config, cancel, &Quiet(progress))?;
+        let weights = in_pool(config.threads, || measure::compare(&source, moved, &made, progress, cancel))?;
+        if is_carried && !weights.identical {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "the output failed validation: codes were carried over, and weights differ by {:e}",
+                    weights.nmse
+                ),
+            )
+            .hint("The disk or the memory may be faulty. Nothing was kept."));
+        }
+        let file_size = made.file_bytes;
+        drop((source, made));
+        let evaluated = match config.evaluate {
+            None => None,
+            Some(text) => {
+                let settings = evaluate::Config {
+                    model: path_text(&output)?,
+                    reference: Some(config.source.clone()),
+                    text,
+                    ignore_config: config.ignore_config.clone(),
+                    compute: Compute::F32,
+                    threads: config.threads,
+                };
+                Evaluated::of(&evaluate::evaluate(&settings, cancel, progress)?)
+            }
+        };
+        let is_lossy = !weights.identical;
+        let warning_message = is_lossy.then(|| warning(from, format, impact, &better));
+        if let (Some(message), true) = (&warning_message, impact < Impact::Small) {
+            progress.warn(message);
+        }
+        let result = ConversionResult {
+            status: "success".into(),
+            output_path: config.output.display().to_string(),
+            source_path: config.source,
+            source_format: from.name().into(),
+            target_format: format.name().into(),
+            quantization_level: dtype.map(|dtype| dtype.name().to_owned()).or(level),
+            file_size,
+            is_lossy,
+            carried_over: is_carried,
+            warning_message,
+            expected_impact: impact,
+            original_model: original,
+            instead: better,
+            weights,
+            evaluation: evaluated,
+            duration_seconds: started.elapsed().as_secs_f64(),
+        };
+        let kld = result.evaluation.as_ref().map(|found| found.kl_divergence);
+        if let (Some(limit), Some(kld)) = (config.max_kld, kld)
         // NaN is below nothing.
         && !matches!(kld.partial_cmp(&limit), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal))
-    {
-        return Err(Error::new(
-            Kind::Quality,
-            format!(
-                "the mean KL divergence is {kld:.6}, larger than --max-kld {limit}; the result is removed"
-            ),
-        )
-        .hint("Convert with more bits, or quantize the original.")
-        .details(&result));
+        {
+            return Err(Error::new(
+                Kind::Quality,
+                format!(
+                    "the mean KL divergence is {kld:.6}, larger than --max-kld {limit}; the result is removed"
+                ),
+            )
+            .hint("Convert with more bits, or quantize the original.")
+            .details(&result));
+        }
+        cancel.check()?;
+        Ok(result)
+    };
+    let result = match (measured(), checkpoint.take()) {
+        (Ok(result), found) => {
+            checkpoint = found;
+            result
+        }
+        (Err(e), Some(found)) => return Err(found.end_early(e, progress)),
+        (Err(e), None) => return Err(e),
+    };
+    if let Some(checkpoint) = &mut checkpoint {
+        checkpoint.seal(&output, serde_json::to_value(&result).expect("a result is plain data"))?;
     }
-    cancel.check()?;
     staged.commit()?;
+    if let Some(checkpoint) = checkpoint {
+        checkpoint.remove(progress);
+    }
     Ok(result)
+}
+
+/// What has come of making the result.
+enum Work {
+    /// It is there, in its place beside the output.
+    Done {
+        /// The factors that were moved between the source's tensors before.
+        moved: Moved,
+        /// What is of use until the result has its name.
+        checkpoint: Option<Checkpoint>,
+    },
+    /// An earlier run has made the output.
+    Before(Checkpoint),
+}
+
+impl Work {
+    fn of<R>(outcome: Outcome<R>) -> Result<Work> {
+        match outcome {
+            Outcome::Finished(checkpoint) => Ok(Work::Before(*checkpoint)),
+            Outcome::Made(made) => {
+                let Made { moved, checkpoint, output, .. } = *made;
+                output.commit()?;
+                Ok(Work::Done { moved, checkpoint })
+            }
+        }
+    }
 }
 
 /// Opens what was found.
@@ -219,32 +278,31 @@ fn open(found: Detected, ignore_config: &[String], progress: &dyn Progress) -> R
     }
 }
 
-/// Carries codes over if both containers have the same grid. Returns whether they have.
+/// Carries codes over if both containers have the same grid.
 fn carry_over(
     opened: &OpenModel,
     to: To,
     wanted: Wanted,
-    ignore_config: &[String],
+    (ignore_config, settings): (&[String], &Settings),
     output: &Path,
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<bool> {
-    let Origin::Directory(source) = &opened.origin else { return Ok(false) };
-    let Some((model, packed)) = packed::open(source, ignore_config)? else { return Ok(false) };
+) -> Result<Option<Work>> {
+    let Origin::Directory(source) = &opened.origin else { return Ok(None) };
+    let Some((model, packed)) = packed::open(source, ignore_config)? else { return Ok(None) };
     match CarryOver::plan(&model, &packed, to, wanted, cancel)? {
         Ok(plan) => {
             progress.info("Both formats have the same grid: the codes are carried over as they are");
-            plan.write(opened, output, progress, cancel)?;
-            Ok(true)
+            plan.write(opened, output, settings, progress, cancel).map(Some)
         }
         Err(why) => {
             progress.info(&format!("The codes cannot be carried over: {why}"));
-            Ok(false)
+            Ok(None)
         }
     }
 }
 
-/// Makes the result by the target's own quantizer. Returns the factors that were moved between the source's tensors before.
+/// Makes the result by the target's own quantizer.
 #[allow(
     clippy::too_many_arguments,
     reason = "a model, what to make of it, with what, where to, and where to report"
@@ -255,39 +313,45 @@ fn make(
     dtype: Option<FloatType>,
     output: &Path,
     rows: &CutRows<'_>,
-    threads: usize,
+    (threads, checkpoint): (usize, &Settings),
     progress: &dyn Progress,
     cancel: &Cancel,
-) -> Result<Moved> {
+) -> Result<Work> {
+    let options = |options: Options| Options {
+        output: output.to_owned(),
+        force: false,
+        checkpoint: checkpoint.clone(),
+        ..options
+    };
     match target {
         Target::Gguf(config) => {
-            let config = gguf::Config { output: output.to_owned(), force: false, ..*config };
+            let (output, checkpoint) = (output.to_owned(), checkpoint.clone());
+            let config = gguf::Config { output, force: false, checkpoint, ..*config };
             let OpenModel { model, weights, origin, file_bytes, .. } = opened;
             let Origin::Directory(source) = origin else {
                 return Err(Error::new(Kind::Unsupported, "a GGUF file is made from a directory"));
             };
             let job = gguf::Job::of(&source, model, weights, file_bytes, config, progress)?;
             job.preflight()?;
-            job.run(progress, cancel).map(|_| Moved::default())
+            Work::of(job.run(progress, cancel)?)
         }
         Target::Gptq(config) => {
-            let options = Options { output: output.to_owned(), force: false, ..config.options };
+            let options = options(config.options);
             let job = gptq::Job::of(opened, gptq::Config { options, ..*config }, progress)?;
             job.preflight()?;
             let rows = rows(job.plan().encoder(), job.plan().limits())?;
-            job.run(&rows, progress, cancel).map(|_| Moved::default())
+            Work::of(job.run(&rows, progress, cancel)?)
         }
         Target::Awq(config) => {
-            let options = Options { output: output.to_owned(), force: false, ..config.options };
+            let options = options(config.options);
             let job = awq::Job::of(opened, awq::Config { options, ..*config }, progress)?;
             job.preflight()?;
             let rows = rows(job.plan().encoder(), job.plan().limits())?;
-            job.run(&rows, progress, cancel).map(|(_, moved)| moved)
+            Work::of(job.run(&rows, progress, cancel)?)
         }
         Target::Hf(_) => {
             let dtype = dtype.expect("it is chosen for this target");
-            in_pool(threads, || export::export(&opened, dtype, output, progress, cancel))?;
-            Ok(Moved::default())
+            in_pool(threads, || export::export(&opened, dtype, output, checkpoint, progress, cancel))
         }
     }
 }

@@ -1,23 +1,23 @@
 //! What a conversion made, and what it cost.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Impact, WeightErrors};
 use crate::pipeline::evaluate::Evaluated;
 
 /// The result of a conversion.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConversionResult {
     /// `success`, unless the result is worse than asked for.
-    pub status: &'static str,
+    pub status: String,
     /// The file or directory that was written.
     pub output_path: String,
     /// The source, as it was given.
     pub source_path: String,
     /// Its format.
-    pub source_format: &'static str,
+    pub source_format: String,
     /// The format of the result.
-    pub target_format: &'static str,
+    pub target_format: String,
     /// Its level, or the type of its weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization_level: Option<String>,

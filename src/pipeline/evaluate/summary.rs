@@ -1,11 +1,11 @@
 //! An evaluation in a few figures, as a part of other reports.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Report;
 
 /// A model and its source on a text.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evaluated {
     /// The text.
     pub data: String,

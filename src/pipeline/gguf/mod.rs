@@ -24,9 +24,13 @@ use crate::format::gguf::level::Level;
 use crate::format::gguf::mix::{self, Candidate, Choice, Facts, Overrides};
 use crate::format::gguf::writer::Layout;
 use crate::format::gguf::{GgmlType, Metadata};
+use crate::pipeline::checkpoint::stream::{Stream, steps};
+use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings, hash};
+use crate::pipeline::outcome::{Made, Outcome, Unnamed};
 use crate::progress::{Progress, Unit};
 use crate::source::SourceModel;
 use crate::source::dense::Dense;
+use crate::source::folded::Moved;
 use crate::source::safetensors::Tensors;
 use crate::source::tokenizer::{self, VocabScheme};
 use metadata::Setting;
@@ -34,6 +38,7 @@ use plan::Planned;
 pub(crate) use plan::RowOrder;
 use report::{Report, Summary, Times};
 use rows::RowSource;
+use stream::Destination;
 
 /// What to do.
 #[derive(Debug)]
@@ -44,6 +49,8 @@ pub struct Config {
     pub output: PathBuf,
     /// Whether it may be overwritten.
     pub force: bool,
+    /// Whether and where there is a checkpoint.
+    pub checkpoint: Settings,
     /// Types that the user chose.
     pub overrides: Overrides,
     /// Importance weights.
@@ -157,7 +164,10 @@ impl Job {
     }
 
     /// Encodes and writes the file, then opens it again and compares it with the source.
-    pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
+    ///
+    /// # Errors
+    /// What the model, the options or the disk do not allow; nothing but what a later run goes on from is left behind then.
+    pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome<Report>> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.config.threads)
             .build()
@@ -165,40 +175,85 @@ impl Job {
         pool.install(|| self.run_here(progress, cancel))
     }
 
-    fn run_here(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
+    fn run_here(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome<Report>> {
         let started = Instant::now();
         let targets = self.targets(progress)?;
-        let weights = self.planned.iter().map(Planned::len).sum();
+        let steps = steps(self.layout.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor.bytes())));
+        let checkpoint = match self.open_checkpoint(&targets, steps.len(), progress)? {
+            Some(made) if made.has_made() => return Ok(Outcome::Finished(Box::new(made))),
+            other => other,
+        };
         let mut file = AtomicFile::create(&self.config.output, self.layout.file_bytes(), self.config.force)?;
-        progress.begin(&format!("Quantizing to GGUF {}", self.config.level.name), weights, Unit::Weights);
-        let simd = self.config.simd;
-        let written = stream::write_all(
-            file.file(),
-            self.layout.clone(),
-            &targets,
-            &*self.config.backend,
-            simd,
-            progress,
-            cancel,
-        );
+        let mut kept = Stream::new(checkpoint, steps);
+        match self.make(&mut file, &targets, &mut kept, started, progress, cancel) {
+            Ok(report) => Ok(Outcome::Made(Box::new(Made {
+                report,
+                moved: Moved::default(),
+                output: Unnamed::File(file),
+                checkpoint: kept.into_checkpoint(),
+            }))),
+            Err(e) => Err(kept.end_early(e, progress)),
+        }
+    }
+
+    /// Fills the file, validates and flushes it.
+    fn make(
+        &self,
+        file: &mut AtomicFile,
+        targets: &[Target<'_>],
+        kept: &mut Stream,
+        started: Instant,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Report> {
+        kept.check_space()?;
+        let (backend, simd) = (&*self.config.backend, self.config.simd);
+        let left = self.planned[kept.done()..].iter().map(Planned::len).sum();
+        progress.begin(&format!("Quantizing to GGUF {}", self.config.level.name), left, Unit::Weights);
+        let destination = Destination { file: file.file(), layout: self.layout.clone(), kept };
+        let written = stream::write_all(destination, targets, backend, simd, progress, cancel);
         progress.end();
         let anonymous = written?;
         let mut times = Times { encode: started.elapsed(), ..Times::default() };
         // The disk works while the file is validated.
         start_writeback(file.file(), 0, self.layout.file_bytes());
 
+        let weights = self.planned.iter().map(Planned::len).sum();
         progress.begin("Validating output", weights, Unit::Weights);
-        let verified = verify::verify(file.path(), &self.metadata, &targets, simd, progress, cancel);
+        let verified = verify::verify(file.path(), &self.metadata, targets, simd, progress, cancel);
         progress.end();
         let losses = verified?;
         times.validate = started.elapsed() - times.encode;
         file.sync()?;
         times.flush = started.elapsed() - times.encode - times.validate;
         cancel.check()?;
-        file.commit()?;
 
         let losses = losses.iter().map(|l| (l.error, l.energy, l.nmse())).collect();
         Ok(Report::new(self.dry_run(), self, losses, times, anonymous))
+    }
+
+    /// The checkpoint, if there is to be one: the job is what is in the file's header, and what the weights are rounded by.
+    fn open_checkpoint(
+        &self,
+        targets: &[Target<'_>],
+        steps: usize,
+        progress: &dyn Progress,
+    ) -> Result<Option<Checkpoint>> {
+        let settings = &self.config.checkpoint;
+        if settings.dir.is_none() {
+            return Ok(None);
+        }
+        let importance: Vec<u8> = targets
+            .iter()
+            .flat_map(|target| target.importance.unwrap_or_default())
+            .flat_map(|weight| weight.to_le_bytes())
+            .collect();
+        let identity = Identity::new(&settings.command)
+            .with("level", self.config.level.name)
+            .with("types and metadata", hash(self.layout.header()))
+            .with("importance matrix", hash(&importance))
+            .with_model(&self.model, &*self.weights)?;
+        Checkpoint::open(settings, identity, steps, progress)
     }
 
     fn targets(&self, progress: &dyn Progress) -> Result<Vec<Target<'_>>> {
@@ -229,7 +284,10 @@ impl Job {
 
     /// Checks that need no work: the output may be written, the disk has room, an importance matrix is there if needed.
     pub fn preflight(&self) -> Result<()> {
-        atomic::refuse_existing(&self.config.output, self.config.force)?;
+        // What a run that was killed at the very end has left is not in the way.
+        if !self.config.checkpoint.finished() {
+            atomic::refuse_existing(&self.config.output, self.config.force)?;
+        }
         let dir = self.config.output.parent().unwrap_or(Path::new("."));
         atomic::check_space(dir, self.layout.file_bytes())?;
         let in_need = || self.planned.iter().zip(&self.choices).find(|(_, c)| c.needs_imatrix);

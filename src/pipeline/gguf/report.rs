@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Job;
 use super::plan::{Planned, Rows};
@@ -13,7 +13,7 @@ use crate::pipeline::memory;
 use crate::source::safetensors::FloatType;
 
 /// Sizes and types of the output, known before any work.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     /// The model's class.
     pub architecture: String,
@@ -36,7 +36,7 @@ pub struct Summary {
 }
 
 /// The tensors of one type.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TypeSummary {
     /// How many.
     pub tensors: usize,
@@ -48,7 +48,7 @@ pub struct TypeSummary {
 }
 
 /// One tensor.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TensorSummary {
     /// Name in GGUF.
     pub name: String,
@@ -122,16 +122,16 @@ pub(super) struct Times {
 }
 
 /// The result of a finished job.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Always `success`; a failure has no report.
-    pub status: &'static str,
+    pub status: String,
     /// The file that was written.
     pub output_path: String,
     /// The container.
-    pub format: &'static str,
+    pub format: String,
     /// The level.
-    pub quantization_level: &'static str,
+    pub quantization_level: String,
     /// Its size.
     pub file_size: u64,
     /// Output bytes per byte of a 16-bit model.
@@ -149,7 +149,7 @@ pub struct Report {
     /// Peak of the memory that the program itself had allocated while encoding.
     pub anonymous_memory_bytes: u64,
     /// Always `valid`; an output that is not is never kept.
-    pub validation_status: &'static str,
+    pub validation_status: String,
     /// Sizes, types and errors.
     pub metadata: Summary,
 }
@@ -176,10 +176,10 @@ impl Report {
             }
         }
         Report {
-            status: "success",
+            status: "success".into(),
             output_path: job.config.output.display().to_string(),
-            format: "gguf",
-            quantization_level: job.config.level.name,
+            format: "gguf".into(),
+            quantization_level: job.config.level.name.into(),
             file_size: summary.file_size,
             compression_ratio: summary.file_size as f64 / (summary.parameters as f64 * 2.0),
             duration_seconds: (times.encode + times.flush + times.validate).as_secs_f64(),
@@ -188,7 +188,7 @@ impl Report {
             validation_seconds: times.validate.as_secs_f64(),
             peak_memory_bytes: memory::peak_resident(),
             anonymous_memory_bytes: anonymous,
-            validation_status: "valid",
+            validation_status: "valid".into(),
             metadata: summary,
         }
     }

@@ -15,7 +15,9 @@ use crate::backend::{Backend, Batch, BlockRows, Cpu};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::format::gguf::blocks::Simd;
+use crate::format::gguf::reader::TensorInfo;
 use crate::format::gguf::writer::{Layout, Writer};
+use crate::pipeline::checkpoint::stream::Stream;
 use crate::pipeline::memory;
 use crate::progress::Progress;
 
@@ -40,29 +42,40 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Encodes all `targets` into `file`. Returns the most memory that the program had allocated at any time, in bytes.
+/// Where the tensors go.
+pub(super) struct Destination<'a> {
+    pub(super) file: &'a mut File,
+    pub(super) layout: Layout,
+    /// Tensors that it has are taken from there, and it gets all others.
+    pub(super) kept: &'a mut Stream,
+}
+
+/// Encodes all `targets`. Returns the most memory that the program had allocated at any time, in bytes.
 pub(super) fn write_all(
-    file: &mut File,
-    layout: Layout,
+    destination: Destination<'_>,
     targets: &[Target<'_>],
     backend: &dyn Backend,
     simd: Simd,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<u64> {
+    let Destination { file, layout, kept } = destination;
     let chunks = chunks(targets, backend.batch());
-    let writer = Writer::new(file, layout).map_err(cannot_write)?;
+    let sizes: Vec<u64> = layout.tensors().iter().map(TensorInfo::bytes).collect();
+    let mut writer = Writer::new(file, layout).map_err(cannot_write)?;
+    kept.replay(sizes, |_, bytes| writer.write(bytes).map_err(cannot_write))?;
+    let first = chunks.partition_point(|chunk| chunk.tensor < kept.done());
     let threads = rayon::current_num_threads() * BUFFERS_PER_THREAD;
     let buffers = match backend.batch() {
         Batch::Core => BUFFERS.max(threads),
         Batch::All => threads,
     };
     let line = Line {
-        next_to_take: 0,
-        next_to_write: 0,
+        next_to_take: first,
+        next_to_write: first,
         early: BTreeMap::new(),
         empty: vec![Vec::new(); buffers],
-        sink: Some(Sink { writer, started: 0, measured: 0, peak: 0 }),
+        sink: Some(Sink { writer, kept, started: 0, measured: 0, peak: 0 }),
         failed: None,
     };
     let job = Job {
@@ -154,7 +167,7 @@ impl<'a> Job<'a> {
             drop(line);
             let written = encoded.and_then(|buffer| {
                 let chunk = &self.chunks[turn];
-                sink.write(&self.targets[chunk.tensor], chunk, &buffer).map_err(cannot_write)?;
+                sink.write(&self.targets[chunk.tensor], chunk, &buffer)?;
                 Ok(buffer)
             });
             line = self.line();
@@ -240,6 +253,7 @@ impl<'a> Job<'a> {
 /// The file that is written.
 struct Sink<'a> {
     writer: Writer<&'a mut File>,
+    kept: &'a mut Stream,
     /// Bytes that the kernel has been told to write to the disk.
     started: u64,
     /// Bytes after which memory was measured last.
@@ -249,17 +263,17 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    fn write(&mut self, target: &Target<'_>, chunk: &Chunk, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, target: &Target<'_>, chunk: &Chunk, bytes: &[u8]) -> Result<()> {
         if target.is_direct() {
             let mut result = Ok(());
             target.source.for_pieces(chunk.rows.clone(), |bytes| {
                 if result.is_ok() {
-                    result = self.writer.write(bytes);
+                    result = self.put(bytes);
                 }
             });
             result?;
         } else {
-            self.writer.write(bytes)?;
+            self.put(bytes)?;
         }
         let written = self.writer.position();
         if written - self.started >= WRITEBACK {
@@ -271,6 +285,11 @@ impl Sink<'_> {
             self.measured = written;
         }
         Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.write(bytes).map_err(cannot_write)?;
+        self.kept.write(bytes)
     }
 
     fn measure(&mut self) {

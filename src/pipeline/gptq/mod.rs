@@ -6,6 +6,7 @@ mod solve;
 use serde_json::{Map, json};
 
 use super::layerwise::{Options, Plan, Watch};
+use super::outcome::Outcome;
 use crate::calib::rows::Rows;
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -15,8 +16,8 @@ use crate::pipeline::model::OpenModel;
 use crate::progress::Progress;
 use crate::quant::gptq::{Ordering, Settings};
 use crate::source::SourceModel;
-use crate::source::folded::Folded;
 use report::{Report, Summary};
+use solve::Solver;
 
 /// What to do.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl Config {
         report::Options {
             sym: self.options.grid.symmetric,
             desc_act: self.desc_act,
-            checkpoint_format: self.version().name(),
+            checkpoint_format: self.version().name().into(),
         }
     }
 }
@@ -116,13 +117,17 @@ impl Job {
     /// Quantizes and writes the checkpoint, then opens it again and compares it with the source.
     ///
     /// # Errors
-    /// What the data, the model or the disk do not allow; nothing is left behind then.
-    pub fn run(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
-        let watch = Watch { progress, cancel };
-        let made = self.plan.run(watch, |sink| {
-            let linears = solve::quantize(self.plan.walk(watch), &rows.rows, &self.settings, sink)?;
-            Ok((linears, Folded::new(self.plan.tensors())))
-        })?;
-        Ok(Report::new("gptq", &self.plan, self.reported.clone(), rows.record.clone(), made))
+    /// What the data, the model or the disk do not allow; nothing but what a later run goes on from is left behind then.
+    pub fn run(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome<Report>> {
+        let identity = self
+            .plan
+            .identity()
+            .with("desc-act", self.reported.desc_act)
+            .with("damp", self.settings.damp)
+            .with("checkpoint-format", self.reported.checkpoint_format.as_str());
+        self.plan.run(identity, rows, Watch { progress, cancel }, self.reported.clone(), |walk| Solver {
+            walk,
+            settings: &self.settings,
+        })
     }
 }

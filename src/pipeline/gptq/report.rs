@@ -1,11 +1,11 @@
 //! What GPTQ says of its work.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pipeline::layerwise::report;
 
 /// How a matrix was quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 pub enum How {
     /// By GPTQ.
@@ -20,14 +20,14 @@ pub enum How {
 }
 
 /// What only GPTQ can be asked for.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
     /// Whether the grid is symmetric.
     pub sym: bool,
     /// Whether columns are quantized by their importance whatever their group.
     pub desc_act: bool,
     /// How zero points are stored.
-    pub checkpoint_format: &'static str,
+    pub checkpoint_format: String,
 }
 
 /// One matrix.

@@ -6,49 +6,43 @@ use super::report::{How, Linear};
 use crate::arch::decoder::Layer;
 use crate::error::Result;
 use crate::pipeline::layerwise::report::Seen;
-use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Sink, Stop, Walk};
+use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Results, Stop, Walk};
 use crate::quant::gptq::{Method, Problem, Settings};
 use crate::quant::gram::Gram;
 
-/// Takes `windows` through the model and quantizes its matrices on the way, each of which `sink` gets as soon as it is done.
-///
-/// # Errors
-/// As [`Walk::go`], and what `sink` returns.
-pub(super) fn quantize(
-    walk: Walk<'_>,
-    windows: &[Vec<u32>],
-    settings: &Settings,
-    sink: &mut Sink<'_>,
-) -> Result<Vec<Linear>> {
-    let mut solver = Solver { walk, settings, sink, linears: Vec::new() };
-    walk.go("Quantizing to GPTQ", windows, &mut solver)?;
-    Ok(solver.linears)
+/// The method.
+pub(super) struct Solver<'a> {
+    pub(super) walk: Walk<'a>,
+    pub(super) settings: &'a Settings,
 }
 
-struct Solver<'a, 's> {
-    walk: Walk<'a>,
-    settings: &'a Settings,
-    sink: &'a mut Sink<'s>,
-    linears: Vec<Linear>,
-}
+impl Layerwise for Solver<'_> {
+    const STAGE: &'static str = "Quantizing to GPTQ";
 
-impl Layerwise for Solver<'_, '_> {
-    fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer) -> Result<()> {
+    type How = How;
+
+    fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer, results: &mut Results<How>) -> Result<()> {
         for (input, gram) in stop.grams {
             let sharing: Vec<&Matrix> = stop.matrices.iter().copied().filter(|m| m.input == input).collect();
-            self.quantize_sharing(&sharing, gram, layer)?;
+            self.quantize_sharing(&sharing, gram, layer, results)?;
         }
         Ok(())
     }
 
-    fn finish_layer(&mut self) -> Result<()> {
+    fn finish_layer(&mut self, _: &mut Results<How>) -> Result<()> {
         Ok(())
     }
 }
 
-impl Solver<'_, '_> {
+impl Solver<'_> {
     /// Quantizes the matrices that share an input.
-    fn quantize_sharing(&mut self, matrices: &[&Matrix], gram: Gram, layer: &mut Layer) -> Result<()> {
+    fn quantize_sharing(
+        &self,
+        matrices: &[&Matrix],
+        gram: Gram,
+        layer: &mut Layer,
+        results: &mut Results<How>,
+    ) -> Result<()> {
         let Some(first) = matrices.first() else { return Ok(()) };
         let watch = self.walk.watch;
         let started = Instant::now();
@@ -73,8 +67,9 @@ impl Solver<'_, '_> {
             let quantized = linear.dequantize();
             layer.replace(matrix.stem, matrix.expert, &quantized)?;
             let seconds = prepared.as_secs_f64() * share + started.elapsed().as_secs_f64();
-            self.linears.push(Linear::new(matrix, how, loss, seen, &weights, &quantized, seconds));
-            (self.sink)(matrix, &linear, matrix.read_bias(self.walk.weights)?.as_deref())?;
+            let reported = Linear::new(matrix, how, loss, seen, &weights, &quantized, seconds);
+            let bias = matrix.read_bias(self.walk.weights)?;
+            results.add(matrix, &linear, bias.as_deref(), reported)?;
             watch.progress.advance(weights.len() as u64);
         }
         Ok(())

@@ -1,7 +1,5 @@
 //! Sums of squares of all inputs of a model's matrices, layer by layer, with a checkpoint after each.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use super::{Collect, Report};
@@ -41,7 +39,6 @@ pub(super) fn collect(
     job: &Collect,
     length: usize,
     settings: &Settings,
-    output: &Path,
     cancel: &Cancel,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
@@ -53,7 +50,7 @@ pub(super) fn collect(
     progress.info(&format!("Text: {} chunks of {length} tokens", windows.len()));
 
     let decoder = open.decoder()?.compute_in(job.compute);
-    let identity = Identity::new("analyze importance")
+    let identity = Identity::new(&settings.command)
         .with("ctx", length)
         .with("process-output", job.process_output)
         .with("compute", job.compute.name())
@@ -61,13 +58,8 @@ pub(super) fn collect(
         .with_tokens(&windows);
     let checkpoint = Checkpoint::open(settings, identity, decoder.layers(), progress)?;
     let checkpoint = match checkpoint {
-        Some(made) if made.has_made(output) => {
-            let report = serde_json::from_value(made.note().clone()).map_err(|e| {
-                Error::new(Kind::Checkpoint, "the checkpoint's report cannot be read").because(e)
-            })?;
-            progress.info("The output is complete; the run that made it was killed right after");
-            made.remove(progress);
-            return Ok(Outcome::Finished(Box::new(report)));
+        Some(made) if made.has_made() => {
+            return Ok(Outcome::Finished(Box::new(made.take_report(progress)?)));
         }
         other => other,
     };
@@ -122,8 +114,8 @@ impl Pass<'_> {
         self.progress.begin("Collecting activations", (layers - done) as u64, Unit::Layers);
         let through = self.through(done);
         self.progress.end();
-        through.map_err(|e| match &self.checkpoint {
-            Some(checkpoint) => checkpoint.explain(e),
+        through.map_err(|e| match self.checkpoint.take() {
+            Some(checkpoint) => checkpoint.end_early(e, self.progress),
             None => e,
         })?;
         Ok(Collected {
@@ -155,7 +147,7 @@ impl Pass<'_> {
         let mut hidden = match &self.checkpoint {
             Some(checkpoint) if done > 0 => checkpoint
                 .get(&Checkpoint::name("hidden", done - 1), |input| {
-                    Hidden::read(&self.decoder, &self.windows, input)
+                    Hidden::read(&self.decoder, &self.windows, None, input)
                 })?,
             _ => Hidden::embed(&self.decoder, &self.windows)?,
         };
@@ -174,7 +166,7 @@ impl Pass<'_> {
             let (sums, dropped) = self.statistics(|tap| {
                 hidden.states().try_for_each(|states| {
                     self.cancel.check()?;
-                    tap.input(head, &self.decoder.norm(states)?.flatten(0, 1)?)
+                    tap.input(head, &self.decoder.norm(&states?)?.flatten(0, 1)?)
                 })
             })?;
             self.dropped += dropped;

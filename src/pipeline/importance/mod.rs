@@ -103,16 +103,14 @@ pub struct Report {
 pub fn run(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Result<Report> {
     let started = Instant::now();
     // What a run that was killed at the very end has left is not in the way.
-    if !config.checkpoint.finished(&config.output) {
+    if !config.checkpoint.finished() {
         atomic::refuse_existing(&config.output, config.force).map_err(elsewhere)?;
     }
     let mut sums = merged(config)?;
     let (mut layers, mut tokens, mut dropped_rows, mut checkpoint) = (None, 0, 0, None);
     if let Some(job) = &config.collect {
         let length = sums.chunk_size as usize;
-        let outcome = in_pool(config.threads, || {
-            collect(job, length, &config.checkpoint, &config.output, cancel, progress)
-        })?;
+        let outcome = in_pool(config.threads, || collect(job, length, &config.checkpoint, cancel, progress))?;
         let collected = match outcome {
             Outcome::Collected(collected) => *collected,
             Outcome::Finished(report) => return Ok(*report),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Matrix;
 use crate::arch::Model;
@@ -15,7 +15,7 @@ use crate::source::dense::Dense;
 use crate::source::safetensors::FloatType;
 
 /// A matrix that stays in 16 bits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// Name of the linear layer in the checkpoint.
     pub name: String,

@@ -5,8 +5,10 @@ mod entries;
 mod grams;
 pub mod matrices;
 mod names;
+mod part;
 mod plan;
 pub mod report;
+mod results;
 mod verify;
 mod walk;
 
@@ -14,15 +16,11 @@ pub use entries::LeftOut;
 pub use matrices::Matrix;
 pub(super) use names::Names;
 pub use plan::{Options, Plan};
+pub(super) use results::Results;
 pub(super) use walk::{Method, Stop, Walk};
 
 use crate::cancel::Cancel;
-use crate::error::Result;
 use crate::progress::Progress;
-use crate::quant::QuantizedLinear;
-
-/// Takes a finished matrix, with its bias.
-pub(super) type Sink<'a> = dyn FnMut(&Matrix, &QuantizedLinear, Option<&[f32]>) -> Result<()> + 'a;
 
 /// Where progress goes, and whether to stop.
 #[derive(Clone, Copy)]

@@ -5,18 +5,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use regex::Regex;
+use serde_json::json;
 
 use super::entries::{entries, leave_out};
-use super::report::{Linear, Made, Times, share_errors};
+use super::report::{Report, Times, share_errors};
 use super::verify::verify;
-use super::{LeftOut, Matrix, Sink, Walk, Watch, matrices};
+use super::{LeftOut, Matrix, Method, Results, Walk, Watch, matrices};
 use crate::arch::Model;
 use crate::atomic;
 use crate::backend::Backend;
-use crate::calib::rows::Limits;
+use crate::calib::rows::{Limits, Rows};
 use crate::error::{Error, Kind, Result};
 use crate::format::packed::{Container, Entry, Layout, PackedWriter, Target};
+use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
 use crate::pipeline::model::{OpenModel, Origin};
+use crate::pipeline::outcome::{Made, Outcome, Unnamed};
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::dense::Dense;
@@ -35,10 +38,14 @@ pub struct Options {
     pub skip: Vec<Regex>,
     /// Whether less is kept in memory for the price of computing it again.
     pub low_memory: bool,
+    /// Whether hidden states are kept on the disk, and no more of them in memory than is being computed.
+    pub offload: bool,
     /// The directory to write.
     pub output: PathBuf,
     /// Whether it may be overwritten.
     pub force: bool,
+    /// Whether and where there is a checkpoint.
+    pub checkpoint: Settings,
     /// Keys of `config.json` that are accepted whatever they say.
     pub ignore_config: Vec<String>,
     /// Worker threads.
@@ -135,10 +142,6 @@ impl Plan {
         &self.model
     }
 
-    pub(in crate::pipeline) fn tensors(&self) -> &dyn Dense {
-        &*self.tensors
-    }
-
     /// Bytes of the source's files.
     pub(super) fn original_size(&self) -> u64 {
         self.original_size
@@ -161,58 +164,109 @@ impl Plan {
     /// # Errors
     /// `Usage` if the output exists and may not be replaced, `Resources` if the disk is full.
     pub(in crate::pipeline) fn preflight(&self, bytes: u64) -> Result<()> {
-        atomic::refuse_existing_dir(&self.options.output, self.options.force)?;
+        // What a run that was killed at the very end has left is not in the way.
+        if !self.options.checkpoint.finished() {
+            atomic::refuse_existing_dir(&self.options.output, self.options.force)?;
+        }
         let dir = self.options.output.parent().unwrap_or(Path::new("."));
         atomic::check_space(dir, bytes)
     }
 
-    /// The way through the layers.
-    pub(in crate::pipeline) fn walk<'a>(&'a self, watch: Watch<'a>) -> Walk<'a> {
-        Walk {
-            model: &self.model,
-            weights: &*self.tensors,
-            matrices: &self.matrices,
-            keep: !self.options.low_memory,
-            backend: &*self.options.backend,
-            watch,
-        }
+    /// What decides the result whatever the method.
+    pub(in crate::pipeline) fn identity(&self) -> Identity {
+        let Options { grid, skip, checkpoint, .. } = &self.options;
+        Identity::new(&checkpoint.command)
+            .with("bits", grid.bits)
+            .with("group-size", i64::try_from(grid.group_size).unwrap_or(-1))
+            .with("symmetric", grid.symmetric)
+            .with("skip", json!(skip.iter().map(Regex::as_str).collect::<Vec<_>>()))
     }
 
-    /// Does `quantize`, which returns what it did to the matrices and how tensors were folded, on the worker threads, and
-    /// writes the checkpoint; then opens it again and compares it with the source.
+    /// Takes `rows` through the model, has `method` quantize its matrices on the way, on the worker threads, and writes
+    /// the checkpoint; then opens it again and compares it with the source. `identity` is what decides the result besides
+    /// the model and the rows.
     ///
     /// # Errors
-    /// What the data, the model or the disk do not allow; nothing is left behind then.
-    pub(in crate::pipeline) fn run<'a, H: Send>(
+    /// What the data, the model or the disk do not allow; no more than a checkpoint is left behind then.
+    pub(in crate::pipeline) fn run<'a, M: Method, O: Clone + Send + Sync>(
         &'a self,
-        watch: Watch<'_>,
-        quantize: impl FnOnce(&mut Sink<'_>) -> Result<(Vec<Linear<H>>, Folded<'a>)> + Send,
-    ) -> Result<Made<H>> {
+        identity: Identity,
+        rows: &Rows,
+        watch: Watch<'a>,
+        options: O,
+        method: impl FnOnce(Walk<'a>) -> M + Send,
+    ) -> Result<Outcome<Report<O, M::How>>> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.options.threads)
             .build()
             .map_err(|e| Error::new(Kind::Resources, "cannot start worker threads").because(e))?;
         pool.install(|| {
             let started = Instant::now();
-            let config = self.model.config.unquantized();
-            let target = Target {
-                force: self.options.force,
-                ..Target::new(&self.options.output, self.origin.dir(), &config)
+            let identity = identity.with_model(&self.model, &*self.tensors)?.with_tokens(&rows.rows);
+            let layers = self.matrices.len();
+            let checkpoint = Checkpoint::open(&self.options.checkpoint, identity, layers, watch.progress)?;
+            let checkpoint = match checkpoint {
+                Some(made) if made.has_made() => return Ok(Outcome::Finished(Box::new(made))),
+                other => other,
             };
-            let mut writer = PackedWriter::create(target, &self.container, &self.entries)?;
-            self.origin.write_rebuilt(writer.path())?;
-            let (mut linears, folded) =
-                quantize(&mut |matrix, linear, bias| writer.linear(&matrix.name, linear, bias))?;
-            share_errors(&mut linears);
-            self.copy(&folded, &mut writer, watch)?;
-            let mut times = Times { quantize: started.elapsed(), ..Times::default() };
-            verify(writer.path(), &folded, &linears, watch)?;
-            times.validate = started.elapsed() - times.quantize;
-            watch.cancel.check()?;
-            let written = writer.finish()?;
+            let mut results = Results::restore(self.begin()?, checkpoint, &self.matrices, &*self.tensors)?;
+            let offload = self.offload(results.checkpoint_dir());
+            let walk = Walk {
+                model: &self.model,
+                weights: &*self.tensors,
+                matrices: &self.matrices,
+                keep: !self.options.low_memory && !self.options.offload,
+                backend: &*self.options.backend,
+                watch,
+            };
+            let mut method = method(walk);
+            let mut times = Times::default();
+            let mut work = || {
+                walk.go(&rows.rows, offload.as_deref(), &mut method, &mut results)?;
+                share_errors(results.linears());
+                let folded = Folded::with(&*self.tensors, results.take_moved());
+                self.copy(&folded, results.writer(), watch)?;
+                times.quantize = started.elapsed();
+                let dir = results.writer().path().to_owned();
+                verify(&dir, &folded, results.linears(), watch)?;
+                times.validate = started.elapsed() - times.quantize;
+                watch.cancel.check()?;
+                Ok(folded.into_moved())
+            };
+            let moved = work().map_err(|e| results.end_early(e, watch.progress))?;
+            let (directory, linears, checkpoint) = results.flush()?;
             times.flush = started.elapsed() - times.quantize - times.validate;
-            Ok(Made { linears, file_size: written.weight_bytes, times, moved: folded.into_moved() })
+            let (data, bytes) = (rows.record.clone(), directory.weight_bytes);
+            let format = self.container.format();
+            let report = Report::new(format, self, options, data, linears, bytes, times);
+            Ok(Outcome::Made(Box::new(Made {
+                report,
+                moved,
+                output: Unnamed::Directory(directory),
+                checkpoint,
+            })))
         })
+    }
+
+    /// Begins the output.
+    fn begin(&self) -> Result<PackedWriter> {
+        let config = self.model.config.unquantized();
+        let target = Target {
+            force: self.options.force,
+            ..Target::new(&self.options.output, self.origin.dir(), &config)
+        };
+        let writer = PackedWriter::create(target, &self.container, &self.entries)?;
+        self.origin.write_rebuilt(writer.path())?;
+        Ok(writer)
+    }
+
+    /// The disk for hidden states, if they are kept there: that of the checkpoint, or of the output.
+    fn offload(&self, checkpoint: Option<&Path>) -> Option<PathBuf> {
+        let beside = || match self.options.output.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        self.options.offload.then(|| checkpoint.map_or_else(beside, Path::to_owned))
     }
 
     /// Writes the tensors that are not quantized.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{LeftOut, Matrix, Plan};
 use crate::arch::decoder::Input;
@@ -12,7 +12,6 @@ use crate::format::packed::layout::Part;
 use crate::pipeline::memory;
 use crate::quant::gptq::Loss;
 use crate::quant::gram::Gram;
-use crate::source::folded::Moved;
 
 /// Weights so many times as large as the matrix's root mean square count as outliers.
 const OUTLIER: f64 = 6.0;
@@ -22,7 +21,7 @@ const OUTLIER: f64 = 6.0;
 const EXPERT_TOKENS_PER_INPUT: f64 = 0.25;
 
 /// One matrix.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Linear<H> {
     /// Name of the linear layer in the checkpoint.
     pub name: String,
@@ -46,7 +45,7 @@ pub struct Linear<H> {
     /// Squared error of its weights per their energy, both as they are stored.
     pub weight_nmse: f64,
     #[serde(skip)]
-    error: f64,
+    pub(super) error: f64,
 }
 
 /// What went into a matrix.
@@ -115,7 +114,7 @@ pub(super) fn share_errors<H>(linears: &mut [Linear<H>]) {
 }
 
 /// Sizes of the output, known before any work.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary<O> {
     /// The model's class.
     pub architecture: String,
@@ -203,25 +202,15 @@ pub(super) struct Times {
     pub(super) flush: Duration,
 }
 
-/// What has become of the matrices, and what it took.
-#[derive(Debug)]
-pub(in crate::pipeline) struct Made<H> {
-    pub(super) linears: Vec<Linear<H>>,
-    pub(super) file_size: u64,
-    pub(super) times: Times,
-    /// What was moved between tensors before.
-    pub(in crate::pipeline) moved: Moved,
-}
-
 /// The result of a finished job.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report<O, H> {
     /// Always `success`; a failure has no report.
-    pub status: &'static str,
+    pub status: String,
     /// The directory that was written.
     pub output_path: String,
     /// The container.
-    pub format: &'static str,
+    pub format: String,
     /// The level.
     pub quantization_level: String,
     /// Bytes of its tensors' files.
@@ -239,7 +228,7 @@ pub struct Report<O, H> {
     /// Peak resident memory, mapped model files included.
     pub peak_memory_bytes: Option<u64>,
     /// Always `valid`; an output that is not is never kept.
-    pub validation_status: &'static str,
+    pub validation_status: String,
     /// What it was calibrated with.
     pub calibration: DataRecord,
     /// Sizes.
@@ -249,19 +238,20 @@ pub struct Report<O, H> {
 }
 
 impl<O, H> Report<O, H> {
-    pub(in crate::pipeline) fn new(
-        format: &'static str,
+    pub(super) fn new(
+        format: &str,
         plan: &Plan,
         options: O,
         calibration: DataRecord,
-        made: Made<H>,
+        linears: Vec<Linear<H>>,
+        file_size: u64,
+        times: Times,
     ) -> Report<O, H> {
-        let Made { linears, file_size, times, .. } = made;
         let summary = Summary::new(plan, options);
         Report {
-            status: "success",
+            status: "success".into(),
             output_path: plan.options().output.display().to_string(),
-            format,
+            format: format.into(),
             quantization_level: format!("{}bit", summary.bits),
             file_size,
             compression_ratio: file_size as f64 / (summary.parameters as f64 * 2.0),
@@ -270,7 +260,7 @@ impl<O, H> Report<O, H> {
             validation_seconds: times.validate.as_secs_f64(),
             flush_seconds: times.flush.as_secs_f64(),
             peak_memory_bytes: memory::peak_resident(),
-            validation_status: "valid",
+            validation_status: "valid".into(),
             calibration,
             metadata: summary,
             linears,

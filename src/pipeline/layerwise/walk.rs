@@ -1,12 +1,16 @@
 //! The way through the layers: what goes into the matrices, the matrices quantized, and what the quantized ones make of it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::grams::Grams;
 use super::matrices::step_of;
-use super::{Matrix, Watch};
+use super::{Matrix, Results, Watch};
 use crate::arch::Model;
-use crate::arch::decoder::{Decoder, Hidden, Input, Layer, Step};
+use crate::arch::decoder::{Decoder, Hidden, Input, Layer, Spill, Step};
 use crate::backend::Backend;
 use crate::calib::guard::Guard;
 use crate::error::Result;
@@ -16,17 +20,25 @@ use crate::source::dense::Dense;
 
 /// A way of quantizing the matrices of a layer.
 pub(in crate::pipeline) trait Method {
-    /// Quantizes the matrices at which a layer has stopped, and has the layer compute with the quantized ones.
-    ///
-    /// # Errors
-    /// What stops the work.
-    fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer) -> Result<()>;
+    /// The name of the stage.
+    const STAGE: &'static str;
 
-    /// All matrices of the layer are quantized.
+    /// How a matrix was quantized.
+    type How: Serialize + DeserializeOwned + Send;
+
+    /// Quantizes the matrices at which a layer has stopped, and has the layer compute with the quantized ones. `results`
+    /// takes each as soon as it is final.
     ///
     /// # Errors
     /// What stops the work.
-    fn finish_layer(&mut self) -> Result<()>;
+    fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer, results: &mut Results<Self::How>)
+    -> Result<()>;
+
+    /// All matrices of the layer are quantized: `results` takes the rest.
+    ///
+    /// # Errors
+    /// What stops the work.
+    fn finish_layer(&mut self, results: &mut Results<Self::How>) -> Result<()>;
 }
 
 /// Where a layer has stopped.
@@ -54,37 +66,53 @@ pub(in crate::pipeline) struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Takes `windows` through all layers.
+    /// Takes `windows` through all layers that are not done. Hidden states are kept on the disk of `offload`, if there is one.
     ///
     /// Every matrix is calibrated on inputs that the quantized matrices before it have made, and each layer is loaded and
     /// computed once: a layer goes through in steps, and the matrices at which a step stops are quantized before the next
     /// begins.
     ///
     /// # Errors
-    /// `Invalid` if what goes into a matrix is not a number; else what the decoder or `method` return.
-    pub(in crate::pipeline) fn go(
+    /// `Invalid` if what goes into a matrix is not a number; else what the decoder, `method` or `results` return.
+    pub(super) fn go<M: Method>(
         &self,
-        stage: &str,
         windows: &[Vec<u32>],
-        method: &mut dyn Method,
+        offload: Option<&Path>,
+        method: &mut M,
+        results: &mut Results<M::How>,
     ) -> Result<()> {
-        let total = self.matrices.iter().flatten().map(|m| m.weights() as u64).sum();
-        self.watch.progress.begin(stage, total, Unit::Weights);
-        let done = self.all_layers(windows, method);
+        let left = self.matrices.iter().skip(results.done());
+        let total = left.flatten().map(|m| m.weights() as u64).sum();
+        self.watch.progress.begin(M::STAGE, total, Unit::Weights);
+        let done = self.all_layers(windows, offload, method, results);
         self.watch.progress.end();
         done
     }
 
-    fn all_layers(&self, windows: &[Vec<u32>], method: &mut dyn Method) -> Result<()> {
+    fn all_layers<M: Method>(
+        &self,
+        windows: &[Vec<u32>],
+        offload: Option<&Path>,
+        method: &mut M,
+        results: &mut Results<M::How>,
+    ) -> Result<()> {
+        let (first, layers) = (results.done(), self.matrices.len());
+        if first == layers {
+            return Ok(());
+        }
         let decoder = Decoder::new(self.model, self.weights)?;
-        let mut hidden = Hidden::embed(&decoder, windows)?;
-        for (index, matrices) in self.matrices.iter().enumerate() {
+        let bytes = Hidden::bytes_of(&decoder, windows);
+        results.check_space(&self.matrices[first..], bytes)?;
+        let spill = offload.map(|disk| Spill::create(disk, bytes)).transpose()?;
+        let mut hidden = results.hidden(&decoder, windows, spill)?;
+        for (index, matrices) in self.matrices.iter().enumerate().skip(first) {
             let mut layer = decoder.layer(index)?;
+            // Nobody needs what the last layer makes.
+            let is_last = index + 1 == layers;
             for step in Step::ALL {
                 if step == Step::End {
-                    method.finish_layer()?;
-                    // Nobody needs what the last layer makes.
-                    if index + 1 == self.matrices.len() {
+                    method.finish_layer(results)?;
+                    if is_last {
                         break;
                     }
                 }
@@ -94,8 +122,14 @@ impl Walk<'_> {
                 let mut guard = Guard::new(&mut grams);
                 hidden.step(step, &layer, self.keep, &mut guard, self.watch.cancel)?;
                 guard.finish(self.model.spec, self.watch.progress)?;
-                method.quantize(Stop { layer: index, matrices, grams: grams.finish()? }, &mut layer)?;
+                method.quantize(
+                    Stop { layer: index, matrices, grams: grams.finish()? },
+                    &mut layer,
+                    results,
+                )?;
             }
+            drop(layer);
+            results.finish_layer(index, (!is_last).then_some(&hidden))?;
         }
         Ok(())
     }
