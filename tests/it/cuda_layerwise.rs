@@ -26,7 +26,10 @@ fn quantize(
         "--calibration-data",
         &data,
     ]);
-    command.args(["--calibration-samples", "8", "--seq-len", "32", "--device", device]).args(extra);
+    if !extra.contains(&"--calibration-samples") {
+        command.args(["--calibration-samples", "8"]);
+    }
+    command.args(["--seq-len", "32", "--device", device]).args(extra);
     command.envs(variables.iter().copied());
     outcome(command)
 }
@@ -92,10 +95,15 @@ fn gptq_with_little_memory_is_the_same_checkpoint_and_with_less_an_error() {
         return;
     }
     // The Hessian of 128 inputs and its factor are 128 KiB; 32 rows of weights with all that goes with them do not fit.
-    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|k_proj|o_proj", "--group-size", "64"];
+    let extra = ["--skip", r"layers\.0\.|mlp|[qkv]_proj", "--group-size", "64"];
     assert_same_files("llama", &["gptq", "-q", "4bit"], &extra, &[("GPU_TWIN_MEMORY", "220000")]);
-    let out = tempfile::tempdir().unwrap();
-    for (memory, what) in [("100000", "Hessian of 128 inputs"), ("140000", "16 rows of 128 weights")] {
+    for (samples, memory, what) in [
+        ("8", "100000", "256 inputs of 128 channels"),
+        ("1", "100000", "Hessian of 128 inputs"),
+        ("1", "140000", "16 rows of 128 weights"),
+    ] {
+        let out = tempfile::tempdir().unwrap();
+        let extra = [&extra[..], &["--calibration-samples", samples]].concat();
         let memory = [("GPU_TWIN_MEMORY", memory)];
         let outcome = quantize("llama", &["gptq", "-q", "4bit"], out.path(), "cuda:0", &extra, &memory);
         outcome.failure(5, &[what, "are free", "--device cpu"]);
@@ -104,14 +112,14 @@ fn gptq_with_little_memory_is_the_same_checkpoint_and_with_less_an_error() {
 
 #[test]
 fn awq_is_the_same_checkpoint() {
-    // Of the attention's inputs and of the values: each place where factors are moved to.
-    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|k_proj", "--group-size", "32"];
+    // Factors are moved to a norm and to the values.
+    let extra = ["--skip", r"layers\.0\.|mlp", "--group-size", "32"];
     assert_same_files("llama", &["awq", "-q", "4bit"], &extra, &[("GPU_TWIN_ORDER", "reverse")]);
 }
 
 #[test]
 fn awq_by_gptq_is_the_same_checkpoint() {
-    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|k_proj|o_proj", "--group-size", "64", "--solver", "gptq"];
+    let extra = ["--skip", r"layers\.0\.|mlp|[qkv]_proj", "--group-size", "64", "--solver", "gptq"];
     assert_same_files("llama", &["awq", "-q", "4bit"], &extra, &[]);
 }
 
@@ -120,7 +128,7 @@ fn two_gpus_share_the_rows() {
     if !gpu_is_there() || !is_twin() {
         return;
     }
-    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|o_proj", "--group-size", "64"];
+    let extra = ["--skip", r"layers\.0\.|mlp|[qkv]_proj", "--group-size", "64"];
     let two = [("GPU_TWIN_DEVICES", "2")];
     assert_same_files_on("cuda:0,cuda:1", "llama", &["gptq", "-q", "4bit"], &extra, &two);
     let out = tempfile::tempdir().unwrap();
