@@ -53,7 +53,7 @@ __device__ inline Scale best_range(
 ///
 /// Launch: teams, rows / teams x groups x ceil(candidates / 4) thread blocks. Dynamic shared memory:
 /// 4 * (6 * padded + 136) bytes a row, where `padded` is the columns of a group rounded up to 8 more than a multiple of 32.
-extern "C" __global__ void __launch_bounds__(128) awq_score(
+extern "C" __global__ void __launch_bounds__(128, 4) awq_score(
     const float* weights, const float* factors, const float* grams, unsigned rows, unsigned size, unsigned candidates,
     unsigned stride, unsigned padded, Grid grid, float* out
 ) {

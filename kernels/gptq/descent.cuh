@@ -110,7 +110,7 @@ __device__ inline Scale improve_zero(
 /// Improves a block of columns. `stride` as in gptq_solve_block.
 ///
 /// Launch: teams, rows / teams thread blocks; dynamic shared memory: 4 * (3 * stride + 136) bytes a row.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 6)
     gptq_descend_block(DescentBlock block, unsigned stride, Grid grid, Improved out) {
     extern __shared__ float shared[];
     Member me;

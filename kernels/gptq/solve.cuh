@@ -77,7 +77,7 @@ __device__ inline Found solve_scale(
 /// 32, so that the teams of a warp use all banks.
 ///
 /// Launch: teams, rows / teams thread blocks; dynamic shared memory: 4 * (3 * stride + 136) bytes a row.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 6)
     gptq_solve_block(SolveBlock block, unsigned stride, Grid grid, Solved out) {
     extern __shared__ float shared[];
     Member me;
