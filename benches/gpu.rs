@@ -72,17 +72,20 @@ fn main() -> Result<()> {
         "{:<30} {:>10} {:>10} {:>9} {:>10} {:>10}",
         "one layer", "seconds", "at best", "TFLOP/s", "8B", "70B"
     );
-    let scaled = (scale as f64).powi(2);
     for Operation { name, time, operations, bytes } in &operations {
-        let [of_layer, _] = &MODELS;
         let seconds = time.as_secs_f64();
+        if scale != 1 {
+            println!("{name:<30} {seconds:>10.4}");
+            continue;
+        }
+        let [of_layer, _] = &MODELS;
         let work = operations(of_layer, tokens);
         let best = (work / FLOPS).max(bytes(of_layer, tokens) / BYTES);
         // Products decide; where there are none, weights do.
         let cost = |model: &Model| operations(model, tokens).max(bytes(model, tokens));
-        let whole = MODELS.each_ref().map(|m| seconds * cost(m) / cost(of_layer) * m.layers as f64);
-        let (best, rate) = if scale == 1 { (best, work / seconds / 1e12) } else { (best / scaled, 0.0) };
-        println!("{name:<30} {seconds:>10.4} {best:>10.4} {rate:>9.2} {:>10.1} {:>10.1}", whole[0], whole[1]);
+        let [small, large] = MODELS.each_ref().map(|m| seconds * cost(m) / cost(of_layer) * m.layers as f64);
+        let rate = work / seconds / 1e12;
+        println!("{name:<30} {seconds:>10.4} {best:>10.4} {rate:>9.2} {small:>10.1} {large:>10.1}");
     }
     for model in &MODELS {
         println!(
