@@ -158,7 +158,8 @@ fn nothing_gets_a_name_before_it_is_on_the_disk() {
     }
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("out.gguf");
-    let args = importance::arguments(&crate::support::model("llama"), &output, &["--ctx", "128", "--chunks", "2"]);
+    let args =
+        importance::arguments(&crate::support::model("llama"), &output, &["--ctx", "128", "--chunks", "2"]);
     let Some(calls) = calls(&args) else { return };
     assert_order(&calls, &output);
 }
