@@ -2,7 +2,7 @@
 // llama.cpp, and src/format/gguf/blocks/search_qkx.rs).
 #pragma once
 
-#include "arithmetic.cuh"
+#include "../arithmetic.cuh"
 
 /// How a search goes about it.
 struct AffineSearch {

@@ -2,7 +2,7 @@
 // and src/format/gguf/blocks/search_q3.rs).
 #pragma once
 
-#include "arithmetic.cuh"
+#include "../arithmetic.cuh"
 
 /// Scale and levels that maximise the fit to x, each weight counting with its square. Levels are -levels..levels and come
 /// back shifted by levels; a zero block has scale and shifted levels of zero.

@@ -2,7 +2,7 @@
 // src/format/gguf/blocks/search_qp.rs).
 #pragma once
 
-#include "arithmetic.cuh"
+#include "../arithmetic.cuh"
 
 /// Scale of up to max_level steps, and the bytes that stand for x, minimising the weighted squared error. A level is kept as
 /// the byte that it is in llama.cpp, so a negative x wraps as it does there.

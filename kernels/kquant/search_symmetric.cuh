@@ -2,7 +2,7 @@
 // src/format/gguf/blocks/search_qx.rs).
 #pragma once
 
-#include "arithmetic.cuh"
+#include "../arithmetic.cuh"
 
 struct Symmetric {
     /// The scale; zero for a zero block.

@@ -5,7 +5,7 @@
 // at a time; rows of the tile are one float longer than needed, so that threads read them without bank conflicts.
 #pragma once
 
-#include "arithmetic.cuh"
+#include "../arithmetic.cuh"
 
 constexpr int THREADS = 128;
 

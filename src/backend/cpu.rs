@@ -1,9 +1,14 @@
 //! The processor.
 
-use super::{Backend, Batch, BlockRows};
+use super::{Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::{self, Simd};
+use crate::quant::QuantizedLinear;
+use crate::quant::awq::clip;
+use crate::quant::awq::scales::Trial;
+use crate::quant::gptq::{Loss, Problem};
+use crate::quant::gram::Gram;
 
 /// The processor, by one of its instruction sets.
 #[derive(Clone, Copy, Debug)]
@@ -28,5 +33,44 @@ impl Backend for Cpu {
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()> {
         blocks::encode(rows.ty, rows.weights, rows.columns, rows.importance, out, self.simd);
         Ok(())
+    }
+
+    fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>> {
+        Ok(Box::new(Gram::new(size)))
+    }
+
+    fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>> {
+        Ok(trial.losses(self.simd))
+    }
+
+    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
+        Ok(Box::new(OnCpu { problem, simd: self.simd }))
+    }
+}
+
+impl GramSum for Gram {
+    fn add(&mut self, x: &[f32]) -> Result<()> {
+        Gram::add(self, x);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Gram> {
+        Ok(*self)
+    }
+}
+
+/// A problem, solved on the processor.
+struct OnCpu<'a> {
+    problem: &'a Problem,
+    simd: Simd,
+}
+
+impl Solver for OnCpu<'_> {
+    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
+        Ok(self.problem.quantize(weights, self.simd))
+    }
+
+    fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
+        Ok(clip::quantize(self.problem, weights, self.simd))
     }
 }

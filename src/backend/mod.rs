@@ -10,13 +10,17 @@ mod device;
 
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
-pub use cuda::Cuda;
+pub use cuda::{Cuda, Gpus};
 pub use device::{DeviceName, open};
 
 use std::fmt::Debug;
 
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
+use crate::quant::QuantizedLinear;
+use crate::quant::awq::scales::Trial;
+use crate::quant::gptq::{Loss, Problem};
+use crate::quant::gram::Gram;
 
 /// Whole rows of weights to encode as GGML blocks.
 #[derive(Clone, Copy, Debug)]
@@ -60,4 +64,63 @@ pub trait Backend: Debug + Send + Sync {
     /// # Panics
     /// If sizes do not fit each other or the type is not one that it encodes.
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()>;
+
+    /// Begins a Gram matrix of inputs of `size` channels.
+    ///
+    /// # Errors
+    /// `Resources` if there is not enough memory, `Other` if the device fails.
+    fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>>;
+
+    /// How well each group keeps its outputs with each candidate of AWQ's factors, `[groups, candidates]`: [`Trial::losses`].
+    ///
+    /// # Errors
+    /// As [`Backend::solver`].
+    fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>>;
+
+    /// Takes a problem, to quantize the matrices that share it.
+    ///
+    /// # Errors
+    /// `Resources` if there is not enough memory, `Unsupported` for groups that are too long for it, `Other` if the device
+    /// fails.
+    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>>;
+}
+
+/// A Gram matrix that is being summed up: [`Gram::add`], wherever it runs.
+pub trait GramSum: Debug {
+    /// Adds inputs, `[tokens, size]` row-major.
+    ///
+    /// # Errors
+    /// `Resources` if there is not enough memory, `Other` if the device fails.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows.
+    fn add(&mut self, x: &[f32]) -> Result<()>;
+
+    /// The sum.
+    ///
+    /// # Errors
+    /// `Other` if the device fails.
+    fn finish(self: Box<Self>) -> Result<Gram>;
+}
+
+/// Quantizes the matrices that share an input.
+pub trait Solver {
+    /// Quantizes a matrix, `[rows, size]` row-major and finite, by GPTQ. The codes, scales, zero points and the loss are those
+    /// of [`Problem::quantize`].
+    ///
+    /// # Errors
+    /// `Resources` if there is not enough memory, `Other` if the device fails.
+    ///
+    /// # Panics
+    /// If the weights are not whole rows.
+    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)>;
+
+    /// The same by rounding to the nearest codes in the best ranges: [`awq::clip::quantize`](crate::quant::awq::clip::quantize).
+    ///
+    /// # Errors
+    /// As [`Solver::gptq`].
+    ///
+    /// # Panics
+    /// As [`Solver::gptq`].
+    fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)>;
 }

@@ -13,7 +13,7 @@ use super::output::{Output, size};
 use super::quantize::awq::{self, AwqOptions};
 use super::quantize::gguf::{self, GgufOptions};
 use super::quantize::gptq::{self, GptqOptions};
-use super::quantize::layerwise::LayerwiseOptions;
+use super::quantize::layerwise::{LayerwiseOptions, open_device};
 use super::quantize::{data_given, place, refuse};
 use super::terminal::Terminal;
 use super::{CANCEL, Global};
@@ -117,7 +117,7 @@ impl From<Dtype> for FloatType {
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
     check_options(args)?;
-    if args.target_format != TargetFormat::Gguf {
+    if args.target_format == TargetFormat::Hf {
         global.device()?.cpu_only("conversion to this format")?;
     }
     let (target, wanted) = target(args, global, terminal)?;
@@ -184,13 +184,14 @@ fn target(args: &Args, global: &Global, terminal: &Terminal) -> Result<(Target, 
             (Target::Gguf(Box::new(config)), None)
         }
         TargetFormat::Gptq => {
-            let mut config = args.gptq.config(&args.layerwise, bits()?.unwrap_or(4))?;
+            let mut config =
+                args.gptq.config(&args.layerwise, bits()?.unwrap_or(4), open_device(global, terminal)?)?;
             config.options.threads = global.threads();
             (Target::Gptq(Box::new(config)), Some(args.gptq.wanted(&args.layerwise, bits()?)?))
         }
         TargetFormat::Awq => {
             level.map_or(Ok(()), awq::check_level)?;
-            let mut config = args.awq.config(&args.layerwise)?;
+            let mut config = args.awq.config(&args.layerwise, open_device(global, terminal)?)?;
             config.options.threads = global.threads();
             (Target::Awq(Box::new(config)), Some(args.awq.wanted(&args.layerwise)?))
         }

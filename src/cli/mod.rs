@@ -68,7 +68,7 @@ struct Global {
     /// Worker threads [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads: Option<u16>,
-    /// Where the work is done: cpu, cuda:N (the GPU of this number) or auto (a GPU if there is one)
+    /// Where the work is done: cpu, cuda:N (the GPU of this number; several as cuda:0,cuda:1) or auto (a GPU if there is one)
     #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
     device: String,
 }

@@ -1,15 +1,26 @@
 //! Products of float32 matrices.
 //!
-//! Each product runs on the thread that asks for it, so its bits depend on its sizes alone. Whoever wants several threads
-//! divides the output in a way that does not depend on their number.
+//! Each product runs on the thread that asks for it. Whoever wants several threads divides the output in a way that does not
+//! depend on their number.
+//!
+//! The order of a sum is part of the result: each value is the sum over [`CHUNK`]s of products, the chunks one after the
+//! other, and within a chunk one product after the other is added to zero, each with a single rounding (a fused
+//! multiply-add). So the bits are the same for all sizes of caches and vectors, and those of `kernels/gemm.cu`; only
+//! processors that have no fused multiply-add, x86 from before 2013, give others.
 
 use std::ops::Range;
 
 use gemm::Parallelism;
 
+/// Products that are summed before they are added to the others. The library does not divide so few any further.
+pub(crate) const CHUNK: usize = 512;
+
+/// Values of a product below which the library may sum in another order.
+const FEW: usize = 16 * 16;
+
 /// A matrix in memory: value `(i, j)` lies at `i * strides[0] + j * strides[1]`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     values: &'a [f32],
     shape: [usize; 2],
     strides: [usize; 2],
@@ -17,15 +28,25 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     /// A block of a row-major matrix whose rows are `stride` long.
-    pub(super) fn block(values: &'a [f32], stride: usize, rows: Range<usize>, columns: Range<usize>) -> Self {
+    pub(crate) fn block(values: &'a [f32], stride: usize, rows: Range<usize>, columns: Range<usize>) -> Self {
         let shape = [rows.len(), columns.len()];
         View { values: &values[rows.start * stride + columns.start..], shape, strides: [stride, 1] }
     }
 
     /// The same, transposed.
-    pub(super) fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         let ([m, n], [row, column]) = (self.shape, self.strides);
         View { values: self.values, shape: [n, m], strides: [column, row] }
+    }
+
+    /// Some of the columns.
+    fn columns(self, columns: &Range<usize>) -> Self {
+        let skipped = (columns.start * self.strides[1]).min(self.values.len());
+        View { values: &self.values[skipped..], shape: [self.shape[0], columns.len()], ..self }
+    }
+
+    fn at(&self, i: usize, j: usize) -> f32 {
+        self.values[i * self.strides[0] + j * self.strides[1]]
     }
 
     fn fits(&self) -> bool {
@@ -39,7 +60,7 @@ impl<'a> View<'a> {
 ///
 /// # Panics
 /// If the sizes do not fit together.
-pub(super) fn multiply(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
+pub(crate) fn multiply(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
     let ([m, k], [also_k, n]) = (a.shape, b.shape);
     assert_eq!(k, also_k, "inner dimensions");
     if m == 0 || n == 0 {
@@ -47,6 +68,34 @@ pub(super) fn multiply(out: &mut [f32], stride: usize, keep: f32, factor: f32, a
     }
     assert!(n <= stride && (m - 1) * stride + n <= out.len(), "{m} x {n} values with rows {stride} apart");
     assert!(a.fits() && b.fits(), "a factor lies in its slice");
+    let mut keep = keep;
+    for start in (0..k.max(1)).step_by(CHUNK) {
+        let depth = start..(start + CHUNK).min(k);
+        let (a, b) = (a.columns(&depth), b.t().columns(&depth).t());
+        if m == 1 || n == 1 || m * n <= FEW || depth.len() <= 2 {
+            multiply_few(out, stride, keep, factor, a, b);
+        } else {
+            multiply_many(out, stride, keep, factor, a, b);
+        }
+        keep = 1.0;
+    }
+}
+
+/// One chunk, value by value.
+fn multiply_few(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
+    let ([m, k], n) = (a.shape, b.shape[1]);
+    for i in 0..m {
+        for j in 0..n {
+            let sum = (0..k).fold(0.0f32, |sum, t| a.at(i, t).mul_add(b.at(t, j), sum));
+            let out = &mut out[i * stride + j];
+            *out = if keep == 0.0 { factor * sum } else { factor.mul_add(sum, keep * *out) };
+        }
+    }
+}
+
+/// One chunk of a product whose sizes were checked.
+fn multiply_many(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
+    let ([m, k], n) = (a.shape, b.shape[1]);
     // SAFETY: all values of the three matrices lie in their slices, as was just asserted; rows of `out` do not overlap each
     // other, and `out` is borrowed for this call alone.
     unsafe {
@@ -103,6 +152,44 @@ mod tests {
         multiply(&mut out, 6, 0.0, -1.0, View::block(&a, 9, 0..7, 0..4).t(), View::block(&b, 9, 0..7, 0..5));
         let expected = naive(|i, t| a[t * 9 + i], |t, j| b[t * 9 + j], [4, 7, 5]);
         assert_eq!(out[7], -expected[6]);
+    }
+
+    /// Fused multiply-adds are in all processors that tests run on.
+    #[test]
+    fn sums_go_in_order_whatever_the_sizes() {
+        let value = |i: usize| ((i * 7919 + i * i * 31) % 1009) as f32 / 500.0 - 1.0;
+        for [m, k, n] in [
+            [1, 700, 96],
+            [128, 1, 96],
+            [128, 2, 96],
+            [128, 513, 96],
+            [128, 514, 16],
+            [16, 600, 16],
+            [16, 1100, 17],
+            [17, 5, 1],
+            [100, 1536, 128],
+            [5, 512, 160],
+            [70, 1025, 96],
+            [96, 0, 96],
+        ] {
+            let a: Vec<f32> = (0..m * k).map(value).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
+            let (rows, turned) = (View::block(&a, k, 0..m, 0..k), View::block(&a, m, 0..k, 0..m).t());
+            for (keep, factor, a) in [(0.0, 1.0, rows), (1.0, -1.0, rows), (0.0, 1.0, turned)] {
+                let mut out = vec![0.25; m * n];
+                multiply(&mut out, n, keep, factor, a, View::block(&b, n, 0..k, 0..n));
+                for (at, found) in out.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let mut expected = keep * 0.25;
+                    for start in (0..k).step_by(CHUNK) {
+                        let chunk = start..(start + CHUNK).min(k);
+                        let sum = chunk.fold(0.0f32, |sum, t| a.at(i, t).mul_add(b[t * n + j], sum));
+                        expected += factor * sum;
+                    }
+                    assert_eq!(*found, expected, "{m} x {k} x {n}, value {i} {j}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -25,6 +25,12 @@ impl Gram {
         Gram { size, tokens: 0, values: vec![0.0; size * size] }
     }
 
+    /// That whose upper triangle was summed up elsewhere, in the order of [`Gram::add`].
+    pub(crate) fn of_sums(size: usize, tokens: usize, values: Vec<f32>) -> Gram {
+        assert_eq!(values.len(), size * size, "a square matrix");
+        Gram { size, tokens, values }
+    }
+
     /// Adds inputs, `[tokens, size]` row-major.
     ///
     /// # Panics
@@ -76,7 +82,7 @@ impl Gram {
     }
 
     /// The part of some neighbouring channels, `[channels, channels]`, symmetric to the bit.
-    pub(super) fn block(&self, channels: Range<usize>) -> Vec<f32> {
+    pub(crate) fn block(&self, channels: Range<usize>) -> Vec<f32> {
         let at = |i: usize, j: usize| self.values[i.min(j) * self.size + i.max(j)];
         channels.clone().flat_map(|i| channels.clone().map(move |j| at(i, j))).collect()
     }

@@ -3,7 +3,7 @@
 pub mod awq;
 mod cholesky;
 pub mod codes;
-mod gemm;
+pub(crate) mod gemm;
 pub mod gptq;
 pub mod gram;
 mod lanes;

@@ -77,6 +77,8 @@ pub(super) fn search(weights: &[Lanes], importance: &[f32], grid: Grid, lowest_z
         let ratio = Lanes::ZERO.where_greater(Lanes::splat(f32::MIN_POSITIVE), whole, -low / whole);
         let lowest = Lanes::splat(f32::from(lowest_zero));
         let middle = ratio.round_within(lowest, top);
+        // Of a group of zeros no candidate is better than another; its zero point is one that may be stored.
+        best.zero = middle;
         for shift in [0.0, -1.0, 1.0] {
             let zero = (middle + Lanes::splat(shift)).max(lowest).min(top);
             best.try_shrunk(weights, importance, grid, whole, zero);

@@ -18,7 +18,7 @@ fn on_gpu(level: &str, extra: &[&str], variables: &[(&str, &str)]) -> (Outcome, 
 
 /// Whether there is a GPU to test with.
 #[allow(clippy::print_stderr, reason = "a test that tests nothing says so")]
-fn gpu_is_there() -> bool {
+pub(crate) fn gpu_is_there() -> bool {
     let there = llm_quantize::backend::Cuda::is_there();
     assert!(there || std::env::var_os("REQUIRE_GPU").is_none(), "REQUIRE_GPU is set, and there is no GPU");
     if !there {
@@ -28,7 +28,7 @@ fn gpu_is_there() -> bool {
 }
 
 /// Whether the GPU is the twin, which can be told what to be.
-fn is_twin() -> bool {
+pub(crate) fn is_twin() -> bool {
     let (outcome, _) = on_gpu("Q8_0", &["--verbosity", "verbose"], &[]);
     outcome.stderr.contains("GPU twin")
 }

@@ -17,6 +17,8 @@ mod convert;
 /// The program on a GPU.
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_layerwise;
 /// Calibration data: files and data sets to rows of tokens.
 mod data;
 /// Data sets from a Hub on this machine.

@@ -3,19 +3,28 @@
 //! The program finds the driver when it runs, so one build serves machines with and without a GPU. Kernels are compiled to
 //! PTX when the program is built (`build.rs`) and by the driver, for the GPU that is there, when a device is opened.
 
+mod awq;
+mod gptq;
+mod gram;
 mod kernels;
+mod several;
+mod solver;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+pub use several::Gpus;
+
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 use self::kernels::Kernels;
-use super::{Backend, Batch, BlockRows};
+use super::{Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
+use crate::quant::awq::scales::Trial;
+use crate::quant::gptq::Problem;
 
 /// A GPU with its kernels.
 #[derive(Debug)]
@@ -76,29 +85,43 @@ impl Cuda {
     fn encode(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()> {
         let encoded = self.kernels.encode_blocks(&self.stream, rows, out);
         match encoded {
-            Err(e) if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            Err(e) if is_out_of_memory(&e) && rows.weights.len() > rows.columns => {
                 let count = rows.weights.len() / rows.columns;
-                if count < 2 {
-                    return Err(self.out_of_memory(rows, out.len()));
-                }
                 let half = count / 2;
                 let (first, second) = rows.weights.split_at(half * rows.columns);
                 let (first_out, second_out) = out.split_at_mut(out.len() / count * half);
                 self.encode(BlockRows { weights: first, ..rows }, first_out)?;
                 self.encode(BlockRows { weights: second, ..rows }, second_out)
             }
-            encoded => encoded.map_err(|e| failed(&format!("encode {}", rows.ty), &e)),
+            encoded => encoded.map_err(|e| {
+                let bytes = 4 * (rows.weights.len() + rows.columns + 1) + out.len();
+                let what = format!("a row of {} weights", rows.columns);
+                self.failed_to_hold(&what, bytes, &format!("encode {}", rows.ty), &e)
+            }),
         }
     }
 
-    fn out_of_memory(&self, rows: BlockRows<'_>, out: usize) -> Error {
-        let needed = 4 * (rows.weights.len() + rows.columns + 1) + out;
-        let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
+    /// The GPU for this thread alone.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().expect("no thread panics while it has its turn")
+    }
+
+    fn too_long(&self, columns: usize) -> Error {
         Error::new(
-            Kind::Resources,
-            format!("{}: a row of {} weights needs {needed} bytes, {free} are free", self.name, rows.columns),
+            Kind::Unsupported,
+            format!("{}: groups of {columns} columns do not fit the GPU's shared memory", self.name),
         )
-        .hint("Stop what else uses the GPU, or pass --device cpu.")
+        .hint("Pass a smaller --group-size or --device cpu.")
+    }
+
+    /// What became of the smallest part of the work, which needs `bytes` bytes.
+    fn failed_to_hold(&self, what: &str, bytes: usize, doing: &str, e: &DriverError) -> Error {
+        if !is_out_of_memory(e) {
+            return failed(doing, e);
+        }
+        let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
+        Error::new(Kind::Resources, format!("{}: {what} needs {bytes} bytes, {free} are free", self.name))
+            .hint("Stop what else uses the GPU, or pass --device cpu.")
     }
 }
 
@@ -119,8 +142,20 @@ impl Backend for Cuda {
         if rows.weights.is_empty() {
             return Ok(());
         }
-        let _turn = self.turn.lock().expect("no thread panics while it has its turn");
+        let _turn = self.turn();
         self.encode(rows, out)
+    }
+
+    fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>> {
+        Ok(Box::new(gram::OnGpu::new(self, size)?))
+    }
+
+    fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>> {
+        self.losses(trial)
+    }
+
+    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
+        Ok(Box::new(solver::OnGpu::new(self, problem)?))
     }
 }
 
@@ -144,9 +179,13 @@ fn no_gpu(number: usize) -> Error {
         .hint("See what `nvidia-smi` says, or pass --device cpu.")
 }
 
+fn is_out_of_memory(e: &DriverError) -> bool {
+    e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY
+}
+
 fn failed(what: &str, e: &DriverError) -> Error {
     let text =
         e.error_string().map_or_else(|_| "no description".into(), |text| text.to_string_lossy().into_owned());
-    let kind = if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY { Kind::Resources } else { Kind::Other };
+    let kind = if is_out_of_memory(e) { Kind::Resources } else { Kind::Other };
     Error::new(kind, format!("the GPU failed to {what}: {text} ({:?})", e.0))
 }

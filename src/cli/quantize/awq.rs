@@ -1,10 +1,13 @@
 //! `llm-quantize quantize MODEL awq -q 4bit`.
 
+use std::sync::Arc;
+
 use clap::ValueEnum;
 
 use super::Common;
 use super::finish::Finish;
-use super::layerwise::{LayerwiseOptions, complete, describe_plan};
+use super::layerwise::{LayerwiseOptions, complete, describe_plan, open_device};
+use crate::backend::Backend;
 use crate::cli::data::DataArgs;
 use crate::cli::output::Output;
 use crate::cli::terminal::Terminal;
@@ -40,10 +43,14 @@ impl AwqOptions {
     ///
     /// # Errors
     /// `Usage` for an option that makes no sense.
-    pub(in crate::cli) fn config(&self, layerwise: &LayerwiseOptions) -> Result<Config> {
+    pub(in crate::cli) fn config(
+        &self,
+        layerwise: &LayerwiseOptions,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Config> {
         let grid = Grid { bits: 4, group_size: layerwise.group_size(&GROUP_SIZES)?, symmetric: false };
         Ok(Config {
-            options: layerwise.options(grid)?,
+            options: layerwise.options(grid, backend)?,
             solver: match self.solver {
                 None | Some(Solver::Awq) => report::Solver::Awq,
                 Some(Solver::Gptq) => report::Solver::Gptq,
@@ -77,7 +84,7 @@ pub(super) fn run(
     terminal: &Terminal,
 ) -> Result<()> {
     check_level(&common.quant_level)?;
-    let config = args.config(layerwise)?;
+    let config = args.config(layerwise, open_device(global, terminal)?)?;
     let source = common.open(terminal)?;
     let options = complete(config.options, "awq", &source, common, global)?;
     let config = Config { options, ..config };

@@ -62,7 +62,7 @@ impl GgufOptions {
     ) -> Result<Config> {
         let overrides = parse_overrides(self)?;
         let simd = parse_simd(self.simd.as_deref())?;
-        let backend = backend::open(device, simd)?;
+        let backend = backend::open(&device, simd)?;
         if device != DeviceName::Cpu {
             terminal.info(&format!("Device: {}", backend.name()));
         }

@@ -1,10 +1,13 @@
 //! `llm-quantize quantize MODEL gptq -q LEVEL`.
 
+use std::sync::Arc;
+
 use clap::ValueEnum;
 
 use super::Common;
 use super::finish::Finish;
-use super::layerwise::{LayerwiseOptions, complete, describe_plan};
+use super::layerwise::{LayerwiseOptions, complete, describe_plan, open_device};
+use crate::backend::Backend;
 use crate::cli::data::DataArgs;
 use crate::cli::output::Output;
 use crate::cli::terminal::Terminal;
@@ -55,10 +58,15 @@ impl GptqOptions {
     ///
     /// # Errors
     /// `Usage` for an option that makes no sense.
-    pub(in crate::cli) fn config(&self, layerwise: &LayerwiseOptions, bits: u32) -> Result<Config> {
+    pub(in crate::cli) fn config(
+        &self,
+        layerwise: &LayerwiseOptions,
+        bits: u32,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Config> {
         let grid = Grid { bits, group_size: layerwise.group_size(&GROUP_SIZES)?, symmetric: !self.asym };
         Ok(Config {
-            options: layerwise.options(grid)?,
+            options: layerwise.options(grid, backend)?,
             desc_act: self.desc_act,
             damp: parse_damp(self.damp)?,
             version: self.version(),
@@ -110,7 +118,7 @@ pub(super) fn run(
     terminal: &Terminal,
 ) -> Result<()> {
     let bits = parse_bits(&common.quant_level)?;
-    let config = args.config(layerwise, bits)?;
+    let config = args.config(layerwise, bits, open_device(global, terminal)?)?;
     let source = common.open(terminal)?;
     let options = complete(config.options, "gptq", &source, common, global)?;
     let config = Config { options, ..config };

@@ -2,16 +2,21 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Common;
+use crate::backend::{self, Backend, Batch};
 use crate::cli::Global;
 use crate::cli::output::{duration, size, thousands};
+use crate::cli::terminal::Terminal;
 use crate::error::{Error, Kind, Result};
+use crate::format::gguf::blocks::Simd;
 use crate::html::quantized::Column;
 use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::convert::Wanted;
 use crate::pipeline::layerwise::report::{Linear, Report, Summary};
 use crate::pipeline::layerwise::{Options, matrices};
+use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::SourceModel;
 
@@ -64,7 +69,7 @@ impl LayerwiseOptions {
     }
 
     /// What the library is asked for; where the result goes and the rest are to be filled in.
-    pub(super) fn options(&self, grid: Grid) -> Result<Options> {
+    pub(super) fn options(&self, grid: Grid, backend: Arc<dyn Backend>) -> Result<Options> {
         Ok(Options {
             grid,
             skip: matrices::parse_skips(&self.skip)?,
@@ -75,6 +80,7 @@ impl LayerwiseOptions {
             force: false,
             ignore_config: Vec::new(),
             threads: 1,
+            backend,
         })
     }
 
@@ -94,6 +100,18 @@ impl LayerwiseOptions {
             other: other.into_iter().find(|(_, given)| *given).map(|(name, _)| name),
         })
     }
+}
+
+/// Opens the device that was asked for, and says what it does if it is a GPU.
+pub(in crate::cli) fn open_device(global: &Global, terminal: &Terminal) -> Result<Arc<dyn Backend>> {
+    let backend = backend::open(&global.device()?, Simd::best())?;
+    if backend.batch() == Batch::All {
+        terminal.info(&format!(
+            "Device: {} for all but the model, which computes its activations on the CPU",
+            backend.name()
+        ));
+    }
+    Ok(backend)
 }
 
 /// Fills in what does not depend on the method. `format` is part of the result's name unless that was given.

@@ -91,12 +91,10 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
         }
         OutputFormat::Gptq => {
             refuse(&[gguf.given(), awq.given()].concat(), "GPTQ")?;
-            global.device()?.cpu_only("quantization to GPTQ")?;
             gptq::run(common, layerwise, gptq, data, global, finish()?, output, terminal)
         }
         OutputFormat::Awq => {
             refuse(&[gguf.given(), gptq.given()].concat(), "AWQ")?;
-            global.device()?.cpu_only("quantization to AWQ")?;
             awq::run(common, layerwise, awq, data, global, finish()?, output, terminal)
         }
     }

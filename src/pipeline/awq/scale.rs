@@ -8,11 +8,10 @@ use super::report::{How, Linear, Method, Solver};
 use crate::arch::decoder::{Input, Layer};
 use crate::arch::fold::{Fold, Source};
 use crate::error::Result;
-use crate::format::gguf::blocks::Simd;
 use crate::pipeline::layerwise::report::Seen;
 use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Names, Results, Stop, Walk};
 use crate::quant::awq::clip;
-use crate::quant::awq::scales::{Consumer, Scales, choose};
+use crate::quant::awq::scales::{Consumer, Scales, Trial, choose};
 use crate::quant::gptq::{self, Loss, Problem, Settings};
 use crate::quant::gram::Gram;
 use crate::quant::{Grid, QuantizedLinear};
@@ -130,7 +129,8 @@ impl<'a> Scaler<'a> {
         let inputs = grams.values().next().map_or(0, Gram::size);
         let channels: Vec<usize> = (0..inputs).map(|input| fold.channel(input)).collect();
         let stored = |factors: &[f32]| divided.stored(factors);
-        Ok(choose(&consumers, &channels, &stored, self.settings.grid, Simd::best()))
+        let losses = |trial: &Trial<'_>| self.walk.backend.awq_losses(trial);
+        choose(&consumers, &channels, &stored, self.settings.grid, &losses)
     }
 
     /// Some rows of a matrix, evenly spread, where `matrices` share what can be looked at.
@@ -165,6 +165,7 @@ impl<'a> Scaler<'a> {
             (false, true, Solver::Gptq, gptq::Method::Propagated { damp }) => Method::Gptq { damp },
             _ => Method::Searched,
         };
+        let solver = self.walk.backend.solver(&problem)?;
         let prepared = started.elapsed() / matrices.len() as u32;
         for matrix in matrices {
             watch.cancel.check()?;
@@ -176,8 +177,8 @@ impl<'a> Scaler<'a> {
                 row.iter_mut().zip(factors).for_each(|(weight, factor)| *weight *= factor);
             }
             let (linear, loss) = match method {
-                Method::Awq => clip::quantize(&problem, &weights, Simd::best()),
-                _ => problem.quantize(&weights, Simd::best()),
+                Method::Awq => solver.awq(&weights)?,
+                _ => solver.gptq(&weights)?,
             };
             let mut computed = linear.dequantize();
             for row in computed.chunks_exact_mut(factors.len()) {

@@ -5,7 +5,6 @@ use std::time::Instant;
 use super::report::{How, Linear};
 use crate::arch::decoder::Layer;
 use crate::error::Result;
-use crate::format::gguf::blocks::Simd;
 use crate::pipeline::layerwise::report::Seen;
 use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Results, Stop, Walk};
 use crate::quant::gptq::{Method, Problem, Settings};
@@ -50,6 +49,7 @@ impl Solver<'_> {
         let seen = Seen::of(&gram);
         let rare = seen.are_few(first.input, gram.size());
         let problem = Problem::new(gram, self.settings, !rare);
+        let solver = self.walk.backend.solver(&problem)?;
         let prepared = started.elapsed();
         let how = match problem.method() {
             Method::Propagated { damp } => How::Gptq { damp },
@@ -63,7 +63,7 @@ impl Solver<'_> {
             self.warn(matrix, how, seen.tokens);
             let started = Instant::now();
             let weights = matrix.read(self.walk.weights)?;
-            let (linear, loss) = problem.quantize(&weights, Simd::best());
+            let (linear, loss) = solver.gptq(&weights)?;
             let quantized = linear.dequantize();
             layer.replace(matrix.stem, matrix.expert, &quantized)?;
             let seconds = prepared.as_secs_f64() * share + started.elapsed().as_secs_f64();

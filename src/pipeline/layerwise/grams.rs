@@ -6,20 +6,40 @@ use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::Matrix;
 use crate::arch::decoder::{Input, LinearId};
+use crate::backend::{Backend, GramSum};
 use crate::calib::guard::Statistic;
 use crate::error::{Error, Kind, Result};
+use crate::progress::Progress;
 use crate::quant::gram::Gram;
 
 /// Sums up the inputs of some matrices.
-pub(super) struct Grams(pub(super) BTreeMap<Input, Gram>);
+pub(super) struct Grams<'a>(BTreeMap<Input, Box<dyn GramSum + 'a>>);
 
-impl Grams {
-    pub(super) fn new(matrices: &[&Matrix]) -> Grams {
-        Grams(matrices.iter().map(|m| (m.input, Gram::new(m.shape[1]))).collect())
+impl<'a> Grams<'a> {
+    /// Begins those of some matrices. A device's memory may be too small for all of them, such as those of many experts; the
+    /// rest are summed up in the machine's.
+    pub(super) fn new(
+        matrices: &[&Matrix],
+        backend: &'a dyn Backend,
+        progress: &dyn Progress,
+    ) -> Result<Grams<'a>> {
+        let sizes: BTreeMap<Input, usize> = matrices.iter().map(|m| (m.input, m.shape[1])).collect();
+        let begin = |(input, size)| match backend.gram(size) {
+            Err(e) if e.kind() == Kind::Resources => {
+                progress.warn(&format!("{e}; it is summed up on the CPU, with the same result"));
+                Ok((input, Box::new(Gram::new(size)) as Box<dyn GramSum>))
+            }
+            sum => Ok((input, sum?)),
+        };
+        Ok(Grams(sizes.into_iter().map(begin).collect::<Result<_>>()?))
+    }
+
+    pub(super) fn finish(self) -> Result<BTreeMap<Input, Gram>> {
+        self.0.into_iter().map(|(input, sum)| Ok((input, sum.finish()?))).collect()
     }
 }
 
-impl Statistic for Grams {
+impl Statistic for Grams<'_> {
     fn add(&mut self, linear: LinearId, rows: &Tensor) -> Result<()> {
         let Some(gram) = self.0.get_mut(&linear.input) else { return Ok(()) };
         let rows = rows.contiguous()?;
@@ -29,7 +49,6 @@ impl Statistic for Grams {
         else {
             return Err(Error::new(Kind::Other, "the decoder's states are float32 in memory"));
         };
-        gram.add(&values[start..end]);
-        Ok(())
+        gram.add(&values[start..end])
     }
 }

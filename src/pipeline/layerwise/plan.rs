@@ -1,6 +1,7 @@
 //! Everything that is known before a model is quantized layer by layer, and the checkpoint that comes of it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use regex::Regex;
@@ -12,6 +13,7 @@ use super::verify::verify;
 use super::{LeftOut, Matrix, Method, Results, Walk, Watch, matrices};
 use crate::arch::Model;
 use crate::atomic;
+use crate::backend::Backend;
 use crate::calib::rows::{Limits, Rows};
 use crate::error::{Error, Kind, Result};
 use crate::format::packed::{Container, Entry, Layout, PackedWriter, Target};
@@ -48,6 +50,8 @@ pub struct Options {
     pub ignore_config: Vec<String>,
     /// Worker threads.
     pub threads: usize,
+    /// What quantizes the matrices.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// A model, understood, and what is to become of each of its tensors.
@@ -170,12 +174,14 @@ impl Plan {
 
     /// What decides the result whatever the method.
     pub(in crate::pipeline) fn identity(&self) -> Identity {
-        let Options { grid, skip, checkpoint, .. } = &self.options;
+        let Options { grid, skip, checkpoint, backend, .. } = &self.options;
         Identity::new(&checkpoint.command)
             .with("bits", grid.bits)
             .with("group-size", i64::try_from(grid.group_size).unwrap_or(-1))
             .with("symmetric", grid.symmetric)
             .with("skip", json!(skip.iter().map(Regex::as_str).collect::<Vec<_>>()))
+            // Sums of other devices differ in their last bits.
+            .with("device", backend.name())
     }
 
     /// Takes `rows` through the model, has `method` quantize its matrices on the way, on the worker threads, and writes
@@ -212,6 +218,7 @@ impl Plan {
                 weights: &*self.tensors,
                 matrices: &self.matrices,
                 keep: !self.options.low_memory && !self.options.offload,
+                backend: &*self.options.backend,
                 watch,
             };
             let mut method = method(walk);

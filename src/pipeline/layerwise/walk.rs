@@ -11,6 +11,7 @@ use super::matrices::step_of;
 use super::{Matrix, Results, Watch};
 use crate::arch::Model;
 use crate::arch::decoder::{Decoder, Hidden, Input, Layer, Spill, Step};
+use crate::backend::Backend;
 use crate::calib::guard::Guard;
 use crate::error::Result;
 use crate::progress::Unit;
@@ -59,6 +60,8 @@ pub(in crate::pipeline) struct Walk<'a> {
     pub(in crate::pipeline) matrices: &'a [Vec<Matrix>],
     /// Whether the inputs of down are kept in memory between two steps, or computed twice.
     pub(in crate::pipeline) keep: bool,
+    /// What quantizes the matrices.
+    pub(in crate::pipeline) backend: &'a dyn Backend,
     pub(in crate::pipeline) watch: Watch<'a>,
 }
 
@@ -115,11 +118,12 @@ impl Walk<'_> {
                 }
                 let matrices: Vec<&Matrix> =
                     matrices.iter().filter(|m| step_of(m.input) == Some(step)).collect();
-                let mut grams = Grams::new(&matrices);
+                let mut grams = Grams::new(&matrices, self.backend, self.watch.progress)?;
                 let mut guard = Guard::new(&mut grams);
                 hidden.step(step, &layer, self.keep, &mut guard, self.watch.cancel)?;
                 guard.finish(self.model.spec, self.watch.progress)?;
-                method.quantize(Stop { layer: index, matrices, grams: grams.0 }, &mut layer, results)?;
+                let stop = Stop { layer: index, matrices, grams: grams.finish()? };
+                method.quantize(stop, &mut layer, results)?;
             }
             drop(layer);
             results.finish_layer(index, (!is_last).then_some(&hidden))?;

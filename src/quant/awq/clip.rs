@@ -12,7 +12,7 @@ use crate::quant::lanes::{LANES, Lanes};
 use crate::quant::scale_search::{Scale, stored};
 
 /// How often all groups are gone through.
-const SWEEPS: usize = 3;
+pub(crate) const SWEEPS: usize = 3;
 
 /// Ranges that are tried, as shares of the one that a group has.
 const SHARES: Range<f32> = 0.88..1.12;
@@ -153,6 +153,9 @@ impl Trial<'_> {
     fn start_from(&mut self, scales: &[f32], zeros: &[f32]) {
         self.scratch.scales.copy_from_slice(scales);
         self.scratch.zeros.copy_from_slice(zeros);
+        // Where no cost is a number, these stay.
+        self.scratch.best.scales.copy_from_slice(scales);
+        self.scratch.best.zeros.copy_from_slice(zeros);
         self.scratch.best.costs.fill(f32::INFINITY);
         self.judge();
     }

@@ -31,6 +31,45 @@ pub struct Consumer<'a> {
     pub weights: &'a [f32],
 }
 
+/// Factors of channels to be tried on a consumer.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial<'a> {
+    /// What they are tried on.
+    pub consumer: Consumer<'a>,
+    /// Of each candidate, one for each column of the weights.
+    pub factors: &'a [Vec<f32>],
+    /// The grid that weights are rounded to.
+    pub grid: Grid,
+}
+
+impl Trial<'_> {
+    /// The error of the outputs that each group makes by itself with each candidate, `[groups, candidates]`.
+    ///
+    /// # Panics
+    /// If the matrix has another number of columns than there are factors.
+    pub fn losses(&self, simd: Simd) -> Vec<f64> {
+        let size = self.consumer.gram.size();
+        let packed = Packed::new(&self.consumer, size);
+        let blocks = self.blocks();
+        let candidates = self.factors.len();
+        (0..blocks.len() * candidates)
+            .into_par_iter()
+            .map(|at| {
+                let (group, factors) = (at / candidates, &self.factors[at % candidates]);
+                let columns = columns_of(group, self.grid, size);
+                packed.loss(columns.clone(), &factors[columns], &blocks[group], self.grid, simd)
+            })
+            .collect()
+    }
+
+    /// The parts of the Gram matrix that belong to the groups.
+    pub(crate) fn blocks(&self) -> Vec<Vec<f32>> {
+        let size = self.consumer.gram.size();
+        let groups = (0..self.grid.groups(size)).into_par_iter();
+        groups.map(|group| self.consumer.gram.block(columns_of(group, self.grid, size))).collect()
+    }
+}
+
 /// What was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scales {
@@ -53,47 +92,41 @@ pub struct Scales {
 /// common to a group changes nothing. So groups choose independently, each the best of all candidates; those that share
 /// channels of the source (`channels` names the one of each input) choose together.
 ///
-/// `stored` turns factors into those that result when the source is divided and rounded to float16; what is tried has
+/// `losses` is [`Trial::losses`], wherever it runs. `stored` turns factors into those that result when the source is divided and rounded to float16; what is tried has
 /// gone through it.
+///
+/// # Errors
+/// What `losses` returns.
 ///
 /// # Panics
 /// If the matrices have another number of columns than there are channels.
-pub fn choose(
+pub fn choose<E>(
     consumers: &[Consumer<'_>],
     channels: &[usize],
     stored: &dyn Fn(&[f32]) -> Vec<f32>,
     grid: Grid,
-    simd: Simd,
-) -> Scales {
+    losses: &dyn Fn(&Trial<'_>) -> Result<Vec<f64>, E>,
+) -> Result<Scales, E> {
     let spectrum = Spectrum::new(consumers, channels, grid);
     let candidates: Vec<Candidate> = ACTIVATION
         .iter()
         .flat_map(|a| WEIGHT.iter().map(move |b| (*a, *b)))
         .map(|(a, b)| Candidate::new([a, b], spectrum.factors(a, b), stored))
         .collect();
-    let packed: Vec<Packed> = consumers.iter().map(|c| Packed::new(c, channels.len())).collect();
+    let of_columns = |candidate: &Candidate| channels.iter().map(|c| candidate.stored[*c]).collect();
+    let factors: Vec<Vec<f32>> = candidates.iter().map(of_columns).collect();
     let groups = grid.groups(channels.len());
-    let blocks: Vec<Vec<Vec<f32>>> = (0..groups)
-        .into_par_iter()
-        .map(|group| {
-            consumers.iter().map(|c| c.gram.block(columns_of(group, grid, channels.len()))).collect()
-        })
-        .collect();
-    let losses: Vec<f64> = (0..groups * candidates.len())
-        .into_par_iter()
-        .map(|at| {
-            let (group, candidate) = (at / candidates.len(), &candidates[at % candidates.len()]);
-            let columns = columns_of(group, grid, channels.len());
-            let factors: Vec<f32> = channels[columns.clone()].iter().map(|c| candidate.stored[*c]).collect();
-            let consumers = packed.iter().zip(&blocks[group]);
-            consumers.map(|(c, block)| c.loss(columns.clone(), &factors, block, grid, simd)).sum()
-        })
-        .collect();
+    let mut sums = vec![0.0; groups * candidates.len()];
+    for consumer in consumers {
+        assert_eq!(consumer.gram.size(), channels.len(), "a channel for each input");
+        let losses = losses(&Trial { consumer: *consumer, factors: &factors, grid })?;
+        sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
+    }
     let mut best = vec![0; spectrum.parts];
     for (part, best) in best.iter_mut().enumerate() {
         let of = |candidate: usize| -> f64 {
             let groups = (0..groups).filter(|group| spectrum.part_of_group[*group] == part);
-            groups.map(|group| losses[group * candidates.len() + candidate]).sum()
+            groups.map(|group| sums[group * candidates.len() + candidate]).sum()
         };
         let mut least = of(0);
         for candidate in 1..candidates.len() {
@@ -110,7 +143,7 @@ pub fn choose(
         let all = spectrum.part_of_group.iter().map(|part| f64::from(candidates[best[*part]].exponents[i]));
         all.sum::<f64>() / groups as f64
     };
-    Scales { factors, activation_exponent: mean(0), weight_exponent: mean(1) }
+    Ok(Scales { factors, activation_exponent: mean(0), weight_exponent: mean(1) })
 }
 
 fn columns_of(group: usize, grid: Grid, size: usize) -> Range<usize> {
@@ -347,6 +380,19 @@ mod tests {
         gram
     }
 
+    fn chosen_stored(
+        consumers: &[Consumer<'_>],
+        channels: &[usize],
+        stored: &dyn Fn(&[f32]) -> Vec<f32>,
+    ) -> Scales {
+        let losses = |trial: &Trial<'_>| Ok::<_, std::convert::Infallible>(trial.losses(Simd::best()));
+        choose(consumers, channels, stored, GRID, &losses).unwrap()
+    }
+
+    fn chosen(consumers: &[Consumer<'_>], channels: &[usize]) -> Scales {
+        chosen_stored(consumers, channels, &plain)
+    }
+
     fn plain(factors: &[f32]) -> Vec<f32> {
         factors.to_vec()
     }
@@ -364,7 +410,7 @@ mod tests {
         let (gram, weights) = (gram(&[]), noise(48 * 64, 2));
         let consumer = Consumer { gram: &gram, weights: &weights };
         let channels: Vec<usize> = (0..64).collect();
-        let scales = choose(&[consumer], &channels, &plain, GRID, Simd::best());
+        let scales = chosen(&[consumer], &channels);
         let group = &scales.factors[..32];
         assert!(group[0] > 2.0 * group[1] && group[8] > 2.0 * group[9], "{group:?}");
         assert!(scales.activation_exponent > 0.2, "{scales:?}");
@@ -380,7 +426,7 @@ mod tests {
         let channels: Vec<usize> = (0..64).collect();
         // A source that cannot be divided: no candidate is better than the first, which is no factors.
         let ignore = |factors: &[f32]| vec![1.0; factors.len()];
-        let scales = choose(&[consumer], &channels, &ignore, GRID, Simd::best());
+        let scales = chosen_stored(&[consumer], &channels, &ignore);
         assert_eq!((scales.activation_exponent, scales.weight_exponent), (0.0, 0.0));
         assert_eq!(scales.factors, [1.0; 64]);
     }
@@ -392,7 +438,7 @@ mod tests {
         let channels: Vec<usize> = (0..64).map(|i| i % 32).collect();
         let spectrum = Spectrum::new(&[consumer], &channels, GRID);
         assert_eq!((spectrum.parts, &spectrum.part_of_group), (1, &vec![0, 0]));
-        assert_eq!(choose(&[consumer], &channels, &plain, GRID, Simd::best()).factors.len(), 32);
+        assert_eq!(chosen(&[consumer], &channels).factors.len(), 32);
         let apart = Spectrum::new(&[consumer], &(0..64).collect::<Vec<_>>(), GRID);
         assert_eq!((apart.parts, &apart.part_of_group), (2, &vec![0, 1]));
     }
@@ -406,11 +452,11 @@ mod tests {
             let mut weights = noise(48 * 64, 2);
             weights.chunks_exact_mut(64).for_each(|row| row[zeros.clone()].fill(0.0));
             let consumers = [Consumer { gram: &gram, weights: &weights }];
-            let scales = choose(&consumers, &channels, &plain, GRID, Simd::best());
+            let scales = chosen(&consumers, &channels);
             let fits = |f: &f32| (LIMIT.recip()..=LIMIT).contains(f);
             assert!(scales.factors.iter().all(fits), "{:?}", scales.factors);
         }
-        let none = choose(&[], &channels, &plain, GRID, Simd::best());
+        let none = chosen(&[], &channels);
         assert_eq!(none.factors, [1.0; 64]);
     }
 
@@ -421,7 +467,7 @@ mod tests {
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let consumers = [Consumer { gram: &gram, weights: &weights }];
-            pool.install(|| choose(&consumers, &channels, &plain, GRID, Simd::best()))
+            pool.install(|| chosen(&consumers, &channels))
         };
         assert!(on(1) == on(2) && on(1) == on(7));
     }

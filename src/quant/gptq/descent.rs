@@ -21,14 +21,16 @@ const TURNS: usize = 2;
 
 /// Goes through all columns `sweeps` times.
 pub(super) fn descend(rows: &mut Rows, problem: &Problem, sweeps: usize, simd: Simd) {
-    let (size, width) = (problem.size, rows.width);
-    let whole_row = problem.grid.groups(size) == 1;
-    let blocks = blocks(size, if whole_row { 1 } else { problem.grid.group_size });
+    let (whole_row, width) = (is_whole_row(problem), rows.width);
+    let blocks = blocks_of(problem);
     let longest = blocks.iter().map(Range::len).max().unwrap_or(0);
     let mut scratch = Scratch::new(longest);
     rows.find_errors(problem);
     for _ in 0..sweeps {
         for columns in &blocks {
+            if !problem.grid.symmetric && !whole_row {
+                scratch.group_sums = GroupSums::new(problem, columns);
+            }
             let mut product = std::mem::take(&mut rows.product);
             product.resize(columns.len() * width, 0.0);
             times_hessian(&mut product, problem, columns.clone(), &rows.errors, width);
@@ -85,10 +87,53 @@ pub(in crate::quant) fn times_hessian(
     multiply(out, width, 0.0, 1.0, left, View::block(x, width, 0..size, 0..width));
 }
 
+/// The blocks of columns that are improved together: whole groups, unless a row is one.
+pub(crate) fn blocks_of(problem: &Problem) -> Vec<Range<usize>> {
+    blocks(problem.size, if is_whole_row(problem) { 1 } else { problem.grid.group_size })
+}
+
+/// Whether rows are one group, longer than a block.
+pub(crate) fn is_whole_row(problem: &Problem) -> bool {
+    problem.grid.groups(problem.size) == 1
+}
+
 /// Ranges of whole groups.
 fn blocks(size: usize, group_size: usize) -> Vec<Range<usize>> {
     let length = (BLOCK / group_size).max(1) * group_size;
     (0..size).step_by(length).map(|start| start..(start + length).min(size)).collect()
+}
+
+/// Sums over the Hessian of a block, for the groups in it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GroupSums {
+    /// `[groups, columns]`: the sum of each of the block's rows over the columns of a group.
+    pub(crate) rows: Vec<f32>,
+    /// `[groups]`: the sum of all that both rows and columns of a group share.
+    pub(crate) totals: Vec<f32>,
+}
+
+impl GroupSums {
+    /// Those of a block of whole groups.
+    pub(crate) fn new(problem: &Problem, columns: &Range<usize>) -> GroupSums {
+        let mut sums = GroupSums::default();
+        for start in columns.clone().step_by(problem.grid.group_size) {
+            let end = (start + problem.grid.group_size).min(columns.end);
+            let first = sums.rows.len();
+            sums.rows.extend(
+                columns.clone().map(|i| problem.hessian[i * problem.size..][start..end].iter().sum::<f32>()),
+            );
+            let of_group = &sums.rows[first..][start - columns.start..end - columns.start];
+            sums.totals.push(of_group.iter().sum());
+        }
+        sums
+    }
+
+    /// The row sums of a group.
+    #[inline(always)]
+    fn of(&self, group: usize) -> &[f32] {
+        let columns = self.rows.len() / self.totals.len();
+        &self.rows[group * columns..][..columns]
+    }
 }
 
 /// One value per column of a block.
@@ -98,12 +143,14 @@ struct Scratch {
     gradient: Vec<Lanes>,
     /// The codes of one group times the Hessian.
     curvature: Vec<Lanes>,
+    /// For grids with zero points.
+    group_sums: GroupSums,
 }
 
 impl Scratch {
     fn new(columns: usize) -> Scratch {
         let lanes = || vec![Lanes::ZERO; columns];
-        Scratch { codes: lanes(), gradient: lanes(), curvature: lanes() }
+        Scratch { codes: lanes(), gradient: lanes(), curvature: lanes(), group_sums: GroupSums::default() }
     }
 }
 
@@ -136,7 +183,7 @@ impl Work for DescendBlock<'_> {
                     if refit {
                         scale = scratch.improve_scale(problem, &columns, range.clone(), scale);
                         if !problem.grid.symmetric {
-                            scale = scratch.improve_zero(problem, &columns, range, scale);
+                            scale = scratch.improve_zero(problem, group - groups.start, range, scale);
                         }
                         rows.set_scale(group, lane, &scale);
                     }
@@ -207,17 +254,11 @@ impl Scratch {
         Scale::new(better, -scale.low, problem.grid)
     }
 
-    /// Gives a group the zero point that is best for its codes, which keep their place on the grid.
+    /// Gives a group, counted from the start of the block, the zero point that is best for its codes, which keep their place on
+    /// the grid.
     #[inline(always)]
-    fn improve_zero(
-        &mut self,
-        problem: &Problem,
-        columns: &Range<usize>,
-        range: Range<usize>,
-        scale: Scale,
-    ) -> Scale {
-        let row_sum = |i: usize| hessian_row(problem, columns, i)[range.clone()].iter().sum::<f32>();
-        let bend = Lanes::splat(range.clone().map(row_sum).sum());
+    fn improve_zero(&mut self, problem: &Problem, group: usize, range: Range<usize>, scale: Scale) -> Scale {
+        let bend = Lanes::splat(self.group_sums.totals[group]);
         let slope = range.clone().fold(Lanes::ZERO, |sum, i| sum + self.gradient[i]);
         let zero = -scale.low;
         let lowest = Lanes::splat(f32::from(problem.lowest_zero));
@@ -231,9 +272,8 @@ impl Scratch {
             self.codes[i] = self.codes[i] - change;
         }
         let error = scale.scale * change;
-        for i in 0..columns.len() {
-            let row_sum = row_sum(i);
-            self.gradient[i] = self.gradient[i] + error * Lanes::splat(row_sum);
+        for (gradient, row_sum) in self.gradient.iter_mut().zip(self.group_sums.of(group)) {
+            *gradient = *gradient + error * Lanes::splat(*row_sum);
         }
         Scale::new(scale.scale, better, problem.grid)
     }

@@ -9,8 +9,8 @@
 //! The rows of a matrix do not depend on each other. They are divided in a fixed way, so that the result is the same on any
 //! number of threads.
 
-pub(super) mod descent;
-mod order;
+pub(crate) mod descent;
+pub(crate) mod order;
 pub(super) mod rows;
 mod solve;
 #[cfg(test)]
@@ -29,7 +29,7 @@ use order::Order;
 use rows::Rows;
 
 /// Rows that one thread works on at a time.
-const ROWS: usize = 96;
+pub(crate) const ROWS: usize = 96;
 
 /// Damping unless asked otherwise, GPTQModel's.
 pub const DAMP: f32 = 0.05;
@@ -97,6 +97,14 @@ pub struct Loss {
 }
 
 impl Loss {
+    /// The sum over rows, whose errors and energies come in parts of [`ROWS`] rows.
+    pub(crate) fn sum<'a>(parts: impl Iterator<Item = [&'a [f64]; 2]>) -> Loss {
+        parts.fold(Loss::default(), |sum, [error, energy]| Loss {
+            error: sum.error + error.iter().sum::<f64>(),
+            energy: sum.energy + energy.iter().sum::<f64>(),
+        })
+    }
+
     /// Error per energy; 0 if there is no energy.
     pub fn relative(self) -> f64 {
         if self.energy > 0.0 { self.error / self.energy } else { 0.0 }
@@ -106,20 +114,20 @@ impl Loss {
 /// All that the matrices which share an input have in common.
 #[derive(Debug)]
 pub struct Problem {
-    pub(super) size: usize,
-    pub(super) grid: Grid,
-    lowest_zero: u8,
-    sweeps: usize,
-    order: Order,
+    pub(crate) size: usize,
+    pub(crate) grid: Grid,
+    pub(crate) lowest_zero: u8,
+    pub(crate) sweeps: usize,
+    pub(crate) order: Order,
     /// The Hessian in the original order, with `ridge` added to its diagonal.
-    pub(super) hessian: Vec<f32>,
-    ridge: f32,
+    pub(crate) hessian: Vec<f32>,
+    pub(crate) ridge: f32,
     /// The damped diagonal in the original order.
-    diagonal: Vec<f32>,
+    pub(crate) diagonal: Vec<f32>,
     /// For each step the share of its column's importance that later columns cannot make good.
-    conditional: Vec<f32>,
-    /// Upper triangular, in the order of the steps.
-    factor: Option<(Vec<f32>, f32)>,
+    pub(crate) conditional: Vec<f32>,
+    /// Upper triangular, in the order of the steps, with the damping that it took.
+    pub(crate) factor: Option<(Vec<f32>, f32)>,
 }
 
 impl Problem {
@@ -196,7 +204,7 @@ impl Problem {
         let mut codes = vec![0; rows * size];
         let mut scales = vec![f16::ZERO; rows * groups];
         let mut zeros = vec![0; rows * groups];
-        let losses: Vec<Loss> = weights
+        let losses: Vec<[Vec<f64>; 2]> = weights
             .par_chunks(ROWS * size)
             .zip(codes.par_chunks_mut(ROWS * size))
             .zip(scales.par_chunks_mut(ROWS * groups).zip(zeros.par_chunks_mut(ROWS * groups)))
@@ -206,20 +214,17 @@ impl Problem {
                 solve(&mut rows);
                 let error = descent::loss(&mut rows, self);
                 rows.finish(codes, scales, zeros, self);
-                Loss { error: error.iter().sum(), energy: energy.iter().sum() }
+                [error, energy]
             })
             .collect();
         let linear = QuantizedLinear::new([rows, size], self.grid, codes, scales, zeros, None)
             .expect("the solver keeps to the grid");
-        let loss = losses.iter().fold(Loss::default(), |sum, loss| Loss {
-            error: sum.error + loss.error,
-            energy: sum.energy + loss.energy,
-        });
+        let loss = Loss::sum(losses.iter().map(|[error, energy]| [&error[..], energy]));
         (linear, loss)
     }
 
     /// The columns of a group.
-    pub(in crate::quant) fn columns_of(&self, group: usize) -> Range<usize> {
+    pub(crate) fn columns_of(&self, group: usize) -> Range<usize> {
         let start = group * self.grid.group_size;
         start..(start + self.grid.group_size).min(self.size)
     }

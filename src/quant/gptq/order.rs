@@ -10,24 +10,24 @@ const BLOCK: usize = 128;
 
 /// Columns in the order of their quantization, in blocks.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(crate) struct Order {
     /// The column of each step.
-    pub(super) columns: Vec<usize>,
+    pub(crate) columns: Vec<usize>,
     /// Consecutive steps.
-    pub(super) blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block>,
     /// Whether the scales of all groups are chosen before the first step. If not, each is chosen at the first step of its
     /// group.
-    pub(super) scales_first: bool,
+    pub(crate) scales_first: bool,
 }
 
 /// Steps that are done together.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// The steps.
-    pub(super) steps: Range<usize>,
+    pub(crate) steps: Range<usize>,
     /// The groups in them, in the order of their steps; consecutive, and all of the block. Without meaning if scales are
     /// chosen first.
-    pub(super) groups: Vec<(usize, Range<usize>)>,
+    pub(crate) groups: Vec<(usize, Range<usize>)>,
 }
 
 impl Order {
@@ -68,7 +68,7 @@ impl Order {
     }
 
     /// Steps of the longest block.
-    pub(super) fn longest(&self) -> usize {
+    pub(crate) fn longest(&self) -> usize {
         self.blocks.iter().map(|b| b.steps.len()).max().unwrap_or(0)
     }
 }

@@ -197,8 +197,8 @@ fn threads_and_instruction_sets_do_not_matter() {
 #[test]
 fn a_layer_of_zeros_stays_one() {
     let size = 96;
-    for symmetric in [true, false] {
-        let settings = Settings::new(grid(4, 32, symmetric));
+    for (symmetric, lowest_zero) in [(true, 0), (false, 0), (false, 1)] {
+        let settings = Settings { lowest_zero, ..Settings::new(grid(4, 32, symmetric)) };
         let (linear, loss, _) = run(&inputs(100, size), &vec![0.0; 5 * size], size, &settings);
         assert!(linear.dequantize().iter().all(|w| *w == 0.0));
         assert_eq!((loss.error, loss.energy, loss.relative()), (0.0, 0.0, 0.0));

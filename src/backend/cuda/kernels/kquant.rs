@@ -1,25 +1,16 @@
-//! The kernels of `kernels/*.cu`, one function for each: the only place that launches them.
-//!
-//! A launch is unsafe because the compiler cannot see what the kernel does with its arguments. Each function here checks
-//! the sizes that its kernel relies on, passes the arguments in the kernel's order, and says why that is enough.
+//! `kernels/kquant.cu`: GGML blocks.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, LaunchConfig, PushKernelArg,
-};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::{CudaSlice, CudaStream, DriverError, PushKernelArg};
 
+use super::{Kernels, grid, number};
 use crate::backend::BlockRows;
 use crate::format::gguf::GgmlType;
 
-/// Threads of a block in `kquant.cu`.
-const THREADS: usize = 128;
-
 /// An encoder of `kquant.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Encoder {
+pub(in crate::backend::cuda) struct Encoder {
     /// Name of the kernel, without importance and with it.
     plain: &'static str,
     weighted: &'static str,
@@ -30,7 +21,7 @@ pub(super) struct Encoder {
 }
 
 /// The encoder of a type, if there is one.
-pub(super) fn encoder(ty: GgmlType) -> Option<Encoder> {
+pub(in crate::backend::cuda) fn encoder(ty: GgmlType) -> Option<Encoder> {
     let of =
         |plain, weighted, per_thread, row_means| Some(Encoder { plain, weighted, per_thread, row_means });
     match ty {
@@ -50,30 +41,22 @@ pub(super) fn encoder(ty: GgmlType) -> Option<Encoder> {
     }
 }
 
+/// Threads of a block.
+const THREADS: usize = 128;
+
 const MEAN_SQUARES: &str = "kquant_mean_squares";
 
-/// The loaded kernels by name.
-#[derive(Debug)]
-pub(super) struct Kernels(HashMap<&'static str, CudaFunction>);
+/// Names of all kernels.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    GgmlType::all().filter_map(encoder).flat_map(|e| [e.plain, e.weighted]).chain([MEAN_SQUARES])
+}
 
 impl Kernels {
-    /// Lets the driver compile the kernels for the GPU.
-    pub(super) fn load(context: &Arc<CudaContext>) -> Result<Kernels, DriverError> {
-        let ptx = include_str!(concat!(env!("OUT_DIR"), "/kquant.ptx"));
-        let module = context.load_module(Ptx::from_src(ptx))?;
-        let mut kernels = HashMap::new();
-        let names = GgmlType::all().filter_map(encoder).flat_map(|e| [e.plain, e.weighted]);
-        for name in names.chain([MEAN_SQUARES]) {
-            kernels.insert(name, module.load_function(name)?);
-        }
-        Ok(Kernels(kernels))
-    }
-
     /// Encodes rows and waits for the result.
     ///
     /// # Panics
     /// If sizes do not fit each other or the type has no encoder.
-    pub(super) fn encode_blocks(
+    pub(in crate::backend::cuda) fn encode_blocks(
         &self,
         stream: &Arc<CudaStream>,
         rows: BlockRows<'_>,
@@ -111,11 +94,11 @@ impl Kernels {
         let (columns, row_count) = (number(columns), number(rows));
         // SAFETY: the kernel below writes every element before any is read.
         let mut means = unsafe { stream.alloc::<f32>(rows)? };
-        let mut launch = stream.launch_builder(&self.0[MEAN_SQUARES]);
+        let mut launch = stream.launch_builder(self.named(MEAN_SQUARES));
         launch.arg(x).arg(&columns).arg(&row_count).arg(&mut means);
         // SAFETY: the arguments are the kernel's, in its order; it reads `rows * columns` weights, which there are, and
         // writes one mean for each row.
-        unsafe { launch.launch(grid(rows))? };
+        unsafe { launch.launch(grid(rows, THREADS))? };
         Ok(means)
     }
 
@@ -144,7 +127,7 @@ impl Kernels {
         let name = if importance.is_some() { encoder.weighted } else { encoder.plain };
         // What a kernel does not read is null.
         let null = 0u64;
-        let mut launch = stream.launch_builder(&self.0[name]);
+        let mut launch = stream.launch_builder(self.named(name));
         launch.arg(x);
         match importance {
             Some(importance) => launch.arg(importance),
@@ -158,21 +141,7 @@ impl Kernels {
         // SAFETY: the arguments are the kernel's, in its order. It reads the weights of `blocks` blocks, one importance for
         // each column if it is the kernel with importance, and one mean for each row if it needs them; and writes the
         // bytes of `blocks` blocks. Allocations of the driver are aligned to 256 bytes.
-        unsafe { launch.launch(grid(x.len() / encoder.per_thread))? };
+        unsafe { launch.launch(grid(x.len() / encoder.per_thread, THREADS))? };
         Ok(out)
-    }
-}
-
-/// Sizes are 32-bit in kernels; a batch is far smaller than what that counts.
-fn number(n: usize) -> u32 {
-    u32::try_from(n).expect("a batch has fewer than 2^32 blocks")
-}
-
-/// A launch of `threads` threads in all.
-fn grid(threads: usize) -> LaunchConfig {
-    LaunchConfig {
-        grid_dim: (number(threads.div_ceil(THREADS)), 1, 1),
-        block_dim: (THREADS as u32, 1, 1),
-        shared_mem_bytes: 0,
     }
 }

@@ -1,20 +1,11 @@
-//! The GPU gives the CPU's bytes. Without a GPU the tests say so and pass, unless REQUIRE_GPU is set.
+//! GGML blocks.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use super::*;
+use super::gpu;
+use crate::backend::cuda::{Cuda, kernels};
+use crate::backend::{Backend, BlockRows};
+use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::corpus::parts;
 use crate::format::gguf::blocks::{self, Simd};
-
-/// The first GPU, for one test at a time: the GPU twin takes all cores for each.
-fn gpu() -> Option<(Cuda, MutexGuard<'static, ()>)> {
-    static ONE: Mutex<()> = Mutex::new(());
-    if !Cuda::is_there() && std::env::var_os("REQUIRE_GPU").is_none() {
-        return None;
-    }
-    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    Some((Cuda::open(0).expect("there is a GPU that can be used"), one))
-}
 
 fn both(gpu: &Cuda, rows: BlockRows<'_>) -> [Vec<u8>; 2] {
     let bytes = rows.weights.len() / rows.ty.block_len() * rows.ty.block_bytes();
@@ -103,12 +94,4 @@ fn any_number_of_blocks_is_encoded() {
             }
         }
     }
-}
-
-#[test]
-fn a_gpu_that_is_not_there_is_named() {
-    let Some((_, _one)) = gpu() else { return };
-    let e = Cuda::open(1000).unwrap_err();
-    assert_eq!(e.kind(), Kind::Usage);
-    assert!(e.to_string().contains("cuda:1000") && e.to_string().contains("cuda:0"), "{e}");
 }

@@ -1,14 +1,11 @@
-//! Bugs put into the project's own kernels, each of which is caught: by a fault, or by bytes that differ from those of the
-//! kernel as it is.
-//!
-//! Needs nvcc (`NVCC`, `CUDA_HOME` or `PATH`); without it the tests say so and pass, unless REQUIRE_GPU is set.
+//! The encoder of Q4_K.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use gpu_twin::{Fault, Kind, Launch, Memory, Module, Options, Order, launch};
 
-const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Seeded(5)];
+use super::{Change, ORDERS, floats, nvcc};
+
 /// Rows and columns of the weights: more than one thread block, and a last one that is not full.
 const ROWS: usize = 7;
 const COLUMNS: usize = 1280;
@@ -25,54 +22,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) kernel(
 }
 "#;
 
-#[allow(clippy::print_stderr, reason = "a test that tests nothing says so")]
-fn nvcc() -> Option<PathBuf> {
-    let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join("nvcc"));
-    let named = std::env::var_os("NVCC").map(PathBuf::from);
-    let found = named.into_iter().chain(home).chain(on_path).find(|nvcc| nvcc.exists());
-    assert!(
-        found.is_some() || std::env::var_os("REQUIRE_GPU").is_none(),
-        "REQUIRE_GPU is set, and there is no nvcc"
-    );
-    if found.is_none() {
-        eprintln!("no nvcc: nothing is tested");
-    }
-    found
-}
-
-/// The PTX of the kernel, with `new` in place of each `old` in one of its files.
-fn compile(nvcc: &Path, change: Option<(&str, &str, &str)>) -> String {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("kquant")).unwrap();
-    for entry in std::fs::read_dir(kernels.join("kquant")).unwrap() {
-        let path = entry.unwrap().path();
-        let mut text = std::fs::read_to_string(&path).unwrap();
-        let name = path.file_name().unwrap();
-        if let Some((_, old, new)) = change.filter(|(file, ..)| *file == name) {
-            assert!(text.contains(old), "{old:?} is in {}", path.display());
-            text = text.replace(old, new);
-        }
-        std::fs::write(dir.path().join("kquant").join(name), text).unwrap();
-    }
-    let source = dir.path().join("kernel.cu");
-    let ptx = dir.path().join("kernel.ptx");
-    std::fs::write(&source, SOURCE).unwrap();
-    let output = Command::new(nvcc)
-        .args(["-ptx", "-O3", "-std=c++17", "--fmad=false", "-arch=compute_80", "-o"])
-        .args([&ptx, &source])
-        .arg("-I")
-        .arg(dir.path())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::read_to_string(ptx).unwrap()
-}
-
-fn floats(n: usize, of: impl Fn(f32) -> f32) -> Vec<u8> {
-    (0..n).flat_map(|i| of(i as f32).to_le_bytes()).collect()
+fn compile(nvcc: &Path, change: Option<Change<'_>>) -> String {
+    super::compile(nvcc, SOURCE, change)
 }
 
 /// Order of the kernel's parameters as they are passed.

@@ -1,0 +1,129 @@
+//! GPTQ and AWQ on a GPU, or on the GPU twin: the same checkpoint as on the CPU. As in `cuda.rs`, without either the tests say so and
+//! pass.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::cuda::{gpu_is_there, is_twin};
+use crate::support::{Outcome, data, entries, model, outcome, program, text};
+
+/// Quantizes a model with a short calibration, in an environment with `variables`.
+fn quantize(
+    name: &str,
+    format: &[&str],
+    out: &Path,
+    device: &str,
+    extra: &[&str],
+    variables: &[(&str, &str)],
+) -> Outcome {
+    let (model, out, data) = (text(&model(name)), text(out), text(&data("text/evaluation.txt")));
+    let mut command = program();
+    command.args(["quantize", &model]).args(format).args([
+        "-o",
+        &out,
+        "-n",
+        "q",
+        "--calibration-data",
+        &data,
+    ]);
+    command.args(["--calibration-samples", "8", "--seq-len", "32", "--device", device]).args(extra);
+    command.envs(variables.iter().copied());
+    outcome(command)
+}
+
+/// The files of a checkpoint.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let dir = dir.join("q");
+    entries(&dir).into_iter().map(|name| (name.clone(), std::fs::read(dir.join(name)).unwrap())).collect()
+}
+
+#[track_caller]
+fn assert_same_files(name: &str, format: &[&str], extra: &[&str], variables: &[(&str, &str)]) {
+    if !gpu_is_there() {
+        return;
+    }
+    assert_same_files_on("cuda:0", name, format, extra, variables);
+}
+
+#[track_caller]
+fn assert_same_files_on(
+    device: &str,
+    name: &str,
+    format: &[&str],
+    extra: &[&str],
+    variables: &[(&str, &str)],
+) {
+    let [of_cpu, of_gpu] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    quantize(name, format, of_cpu.path(), "cpu", extra, &[]).success();
+    let outcome = quantize(name, format, of_gpu.path(), device, extra, variables);
+    assert!(outcome.stderr.contains("computes its activations on the CPU"), "{}", outcome.stderr);
+    outcome.success();
+    let (of_cpu, of_gpu) = (files(of_cpu.path()), files(of_gpu.path()));
+    assert!(of_cpu.keys().eq(of_gpu.keys()));
+    for (name, bytes) in &of_cpu {
+        assert!(bytes == &of_gpu[name], "{name} differs");
+    }
+}
+
+/// Matrices of one layer, so that the twin does not take long.
+const ONE_LAYER: &[&str] = &["--skip", r"layers\.1\."];
+
+#[test]
+fn gptq_of_4_bits_is_the_same_checkpoint() {
+    let extra = [ONE_LAYER, &["--group-size", "128"]].concat();
+    assert_same_files("llama", &["gptq", "-q", "4bit"], &extra, &[]);
+}
+
+#[test]
+fn gptq_with_zero_points_is_the_same_checkpoint() {
+    let extra = ["--skip", r"layers\.0\.|mlp", "--group-size", "32", "--asym"];
+    assert_same_files("llama", &["gptq", "-q", "3bit"], &extra, &[("GPU_TWIN_ORDER", "reverse")]);
+}
+
+#[test]
+fn gptq_of_experts_in_the_order_of_importance_is_the_same_checkpoint() {
+    let extra = ["--skip", r"layers\.0\.|self_attn|experts\.[123]", "--group-size", "-1", "--desc-act"];
+    assert_same_files("mixtral", &["gptq", "-q", "4bit"], &extra, &[("GPU_TWIN_ORDER", "3")]);
+}
+
+#[test]
+fn gptq_with_little_memory_is_the_same_checkpoint_and_with_less_an_error() {
+    if !gpu_is_there() || !is_twin() {
+        return;
+    }
+    // The Hessian of 128 inputs and its factor are 128 KiB; 32 rows of weights with all that goes with them do not fit.
+    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|k_proj|o_proj", "--group-size", "64"];
+    assert_same_files("llama", &["gptq", "-q", "4bit"], &extra, &[("GPU_TWIN_MEMORY", "220000")]);
+    let out = tempfile::tempdir().unwrap();
+    for (memory, what) in [("100000", "Hessian of 128 inputs"), ("140000", "16 rows of 128 weights")] {
+        let memory = [("GPU_TWIN_MEMORY", memory)];
+        let outcome = quantize("llama", &["gptq", "-q", "4bit"], out.path(), "cuda:0", &extra, &memory);
+        outcome.failure(5, &[what, "are free", "--device cpu"]);
+    }
+}
+
+#[test]
+fn awq_is_the_same_checkpoint() {
+    // Of the attention's inputs and of the values: each place where factors are moved to.
+    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|k_proj", "--group-size", "32"];
+    assert_same_files("llama", &["awq", "-q", "4bit"], &extra, &[("GPU_TWIN_ORDER", "reverse")]);
+}
+
+#[test]
+fn awq_by_gptq_is_the_same_checkpoint() {
+    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|k_proj|o_proj", "--group-size", "64", "--solver", "gptq"];
+    assert_same_files("llama", &["awq", "-q", "4bit"], &extra, &[]);
+}
+
+#[test]
+fn two_gpus_share_the_rows() {
+    if !gpu_is_there() || !is_twin() {
+        return;
+    }
+    let extra = ["--skip", r"layers\.0\.|mlp|q_proj|o_proj", "--group-size", "64"];
+    let two = [("GPU_TWIN_DEVICES", "2")];
+    assert_same_files_on("cuda:0,cuda:1", "llama", &["gptq", "-q", "4bit"], &extra, &two);
+    let out = tempfile::tempdir().unwrap();
+    let outcome = quantize("llama", &["gptq", "-q", "4bit"], out.path(), "cuda:0,cuda:0", &extra, &two);
+    outcome.failure(2, &["twice"]);
+}

@@ -1,0 +1,328 @@
+//! The kernels whose threads share rows: GPTQ's solver and descent, AWQ's ranges, and products of matrices.
+
+use gpu_twin::{Fault, Kind, Launch, Memory, Module, Options, Order, launch};
+
+use super::{Change, ORDERS, compile, floats, nvcc};
+
+/// Rows of a thread block, twice, so that warps and blocks have neighbours.
+const ROWS: usize = 32;
+/// Columns, in two groups.
+const SIZE: usize = 64;
+const GROUP: usize = 32;
+/// Floats of a row's array in shared memory.
+const STRIDE: usize = 72;
+const BLOCK: u32 = 128;
+
+/// A launch of one kernel.
+struct Case {
+    source: &'static str,
+    kernel: &'static str,
+    grid: [u32; 3],
+    block: u32,
+    dynamic_shared: usize,
+    /// What the kernel is given, in its order.
+    arguments: fn(&mut Given<'_>) -> Vec<Vec<u8>>,
+}
+
+/// What was uploaded, and which of it is the result.
+struct Given<'a> {
+    memory: &'a Memory,
+    results: Vec<(u64, usize)>,
+}
+
+impl Given<'_> {
+    fn bytes(&mut self, bytes: &[u8]) -> u64 {
+        let address = self.memory.allocate(bytes.len() as u64).unwrap();
+        self.memory.write(address, bytes).unwrap();
+        address
+    }
+
+    fn floats(&mut self, n: usize, of: impl Fn(f32) -> f32) -> u64 {
+        self.bytes(&floats(n, of))
+    }
+
+    /// The same, and it is compared afterwards.
+    fn result(&mut self, n: usize, of: impl Fn(f32) -> f32) -> u64 {
+        let address = self.floats(n, of);
+        self.results.push((address, 4 * n));
+        address
+    }
+}
+
+fn pointers(addresses: &[u64], numbers: &[usize]) -> Vec<u8> {
+    let numbers = numbers.iter().flat_map(|n| (*n as u32).to_le_bytes());
+    addresses.iter().flat_map(|a| a.to_le_bytes()).chain(numbers).collect()
+}
+
+fn number(n: usize) -> Vec<u8> {
+    (n as u32).to_le_bytes().to_vec()
+}
+
+/// 4 bits with zero points.
+fn grid() -> Vec<u8> {
+    pointers(&[], &[4, GROUP, 0, 0])
+}
+
+fn weight(i: f32) -> f32 {
+    (i * 0.37).sin() * (1.0 + (i * 0.01).cos())
+}
+
+/// A matrix with a strong diagonal.
+fn hessian(i: f32) -> f32 {
+    let (row, column) = ((i as usize / SIZE) as f32, (i as usize % SIZE) as f32);
+    2.0 / (1.0 + (row - column).abs())
+}
+
+fn solve(given: &mut Given<'_>) -> Vec<Vec<u8>> {
+    let weights = given.floats(ROWS * SIZE, weight);
+    let product = given.floats(ROWS * SIZE, |i| (i * 0.11).cos() * 0.1);
+    let factor = given.floats(SIZE * SIZE, hessian);
+    let conditional = given.floats(SIZE, |i| 1.0 + i / 10.0);
+    let columns: Vec<u8> = (0..SIZE as u32).rev().flat_map(u32::to_le_bytes).collect();
+    let columns = given.bytes(&columns);
+    let groups = given.bytes(&pointers(&[], &[1, 0, GROUP, 0, GROUP, SIZE]));
+    let block = pointers(&[weights, product, factor, conditional, columns, groups], &[2, SIZE, 0, SIZE]);
+    let [codes, errors] = [(); 2].map(|()| given.result(ROWS * SIZE, |_| 0.0));
+    let [scales, zeros] = [(); 2].map(|()| given.result(ROWS * 2, |_| 0.0));
+    vec![block, number(STRIDE), grid(), pointers(&[codes, errors, scales, zeros], &[])]
+}
+
+const SOLVE: Case = Case {
+    source: "#include \"gptq/solve.cuh\"\n",
+    kernel: "gptq_solve_block",
+    grid: [2, 1, 1],
+    block: BLOCK,
+    dynamic_shared: 16 * 4 * (3 * STRIDE + 136),
+    arguments: solve,
+};
+
+fn descend(given: &mut Given<'_>) -> Vec<Vec<u8>> {
+    let weights = given.floats(ROWS * SIZE, weight);
+    let product = given.floats(ROWS * SIZE, |i| (i * 0.11).cos() * 0.3);
+    let hessian = given.floats(SIZE * SIZE, hessian);
+    let row_sums = given.floats(2 * SIZE, |i| 1.0 + i * 0.02);
+    let totals = given.floats(2, |i| 40.0 + i);
+    let block = pointers(&[weights, product, hessian, row_sums, totals], &[SIZE, 0, SIZE, 1]);
+    let codes = given.result(ROWS * SIZE, |i| (i * 1.3).sin().mul_add(4.0, 0.5).floor());
+    let errors = given.result(ROWS * SIZE, |_| 0.0);
+    let scales = given.result(ROWS * 2, |_| 0.25);
+    let zeros = given.result(ROWS * 2, |_| 7.0);
+    vec![block, number(STRIDE), grid(), pointers(&[codes, errors, scales, zeros], &[])]
+}
+
+const DESCEND: Case = Case {
+    source: "#include \"gptq/descent.cuh\"\n",
+    kernel: "gptq_descend_block",
+    arguments: descend,
+    ..SOLVE
+};
+
+fn clip(given: &mut Given<'_>) -> Vec<Vec<u8>> {
+    let weights = given.floats(ROWS * SIZE, weight);
+    let product = given.floats(ROWS * GROUP, |i| (i * 0.11).cos() * 0.3);
+    let grams = given.floats(2 * GROUP * GROUP, |i| 1.0 / (1.0 + (i % 33.0)));
+    let codes = given.result(ROWS * SIZE, |i| (i * 1.3).sin().mul_add(4.0, 0.5).floor());
+    let errors = given.result(ROWS * SIZE, |i| (i * 0.7).cos() * 0.1);
+    let scales = given.result(ROWS * 2, |_| 0.25);
+    let zeros = given.result(ROWS * 2, |_| 7.0);
+    let mut all = [weights, product, grams].map(|a| a.to_le_bytes().to_vec()).to_vec();
+    all.extend([SIZE, 1, GROUP, 40].map(number));
+    all.push(grid());
+    all.extend([codes, errors, scales, zeros].map(|a| a.to_le_bytes().to_vec()));
+    all
+}
+
+const CLIP: Case = Case {
+    source: "#include \"awq/clip.cuh\"\n",
+    kernel: "awq_clip_group",
+    dynamic_shared: 16 * 4 * (6 * 40 + 136),
+    arguments: clip,
+    ..SOLVE
+};
+
+fn score(given: &mut Given<'_>) -> Vec<Vec<u8>> {
+    let weights = given.floats(ROWS * SIZE, weight);
+    let factors = given.floats(3 * SIZE, |i| 1.0 + (i * 0.3).sin() / 2.0);
+    let grams = given.floats(2 * GROUP * GROUP, |i| 1.0 / (1.0 + (i % 33.0)));
+    let mut all = [weights, factors, grams].map(|a| a.to_le_bytes().to_vec()).to_vec();
+    all.extend([ROWS, SIZE, 3, GROUP, 40].map(number));
+    all.push(grid());
+    all.push(given.result(3 * 2 * ROWS, |_| 0.0).to_le_bytes().to_vec());
+    all
+}
+
+const SCORE: Case = Case {
+    source: "#include \"awq/score.cuh\"\n",
+    kernel: "awq_score",
+    grid: [2, 2, 1],
+    arguments: score,
+    ..CLIP
+};
+
+fn product(given: &mut Given<'_>) -> Vec<Vec<u8>> {
+    let (m, n, k) = (ROWS, SIZE + 3, 40);
+    let a = given.floats(m * k, weight);
+    let b = given.floats(k * n, |i| (i * 0.9).cos());
+    let out = given.result(m * n, |_| 0.0);
+    vec![
+        a.to_le_bytes().to_vec(),
+        number(k),
+        b.to_le_bytes().to_vec(),
+        number(n),
+        number(m),
+        number(n),
+        number(k),
+        number(512),
+        out.to_le_bytes().to_vec(),
+    ]
+}
+
+const PRODUCT: Case = Case {
+    source: "#include \"gemm.cu\"\n",
+    kernel: "gemm_chunks",
+    grid: [2, 1, 1],
+    block: 64,
+    dynamic_shared: 0,
+    arguments: product,
+};
+
+/// What the kernel writes; `swapped` are arguments in each other's place.
+fn run(case: &Case, ptx: &str, order: Order, swapped: Option<[usize; 2]>) -> Result<Vec<u8>, Fault> {
+    let memory = Memory::new(1 << 24);
+    let module = Module::load(ptx, &memory).unwrap();
+    let mut given = Given { memory: &memory, results: Vec::new() };
+    let mut arguments = (case.arguments)(&mut given);
+    if let Some([a, b]) = swapped {
+        arguments.swap(a, b);
+    }
+    let kernel = module.kernel(case.kernel).unwrap();
+    let mut parameters = Vec::new();
+    assert_eq!(arguments.len(), kernel.parameters.len());
+    for (argument, (offset, bytes)) in arguments.iter().zip(&kernel.parameters) {
+        assert_eq!(argument.len(), *bytes);
+        parameters.resize(*offset, 0);
+        parameters.extend(argument);
+    }
+    let what = Launch {
+        kernel,
+        grid: case.grid,
+        block: [case.block, 1, 1],
+        dynamic_shared: case.dynamic_shared as u32,
+        parameters,
+    };
+    let results = given.results.clone();
+    launch(&memory, &what, Options { order, workers: 2 })?;
+    let mut all = Vec::new();
+    for (address, bytes) in results {
+        let mut result = vec![0; bytes];
+        memory.read(address, &mut result).unwrap();
+        all.extend(result);
+    }
+    Ok(all)
+}
+
+/// The faults of a changed kernel in each order.
+fn faults(case: &Case, change: Change<'_>) -> Option<Vec<Kind>> {
+    let ptx = compile(&nvcc()?, case.source, Some(change));
+    Some(ORDERS.iter().filter_map(|order| run(case, &ptx, *order, None).err()).map(|f| f.kind).collect())
+}
+
+#[track_caller]
+fn assert_races(case: &Case, change: Change<'_>) {
+    let Some(kinds) = faults(case, change) else { return };
+    let caught = |kind: &Kind| matches!(kind, Kind::Race | Kind::Uninitialised);
+    assert!(!kinds.is_empty() && kinds.iter().all(caught), "{change:?}: {kinds:?}");
+}
+
+/// That a changed kernel stops or writes something else.
+#[track_caller]
+fn assert_noticed(case: &Case, change: Change<'_>) {
+    let Some(nvcc) = nvcc() else { return };
+    let expected = run(case, &compile(&nvcc, case.source, None), Order::Forward, None).unwrap();
+    let found = run(case, &compile(&nvcc, case.source, Some(change)), Order::Forward, None);
+    assert!(found.is_err() || found.is_ok_and(|bytes| bytes != expected), "{change:?}");
+}
+
+#[test]
+fn the_kernels_as_they_are_have_no_fault_and_one_result() {
+    let Some(nvcc) = nvcc() else { return };
+    for case in [&SOLVE, &DESCEND, &CLIP, &SCORE, &PRODUCT] {
+        let ptx = compile(&nvcc, case.source, None);
+        let results = ORDERS.map(|order| run(case, &ptx, order, None).unwrap());
+        assert!(results.iter().all(|bytes| *bytes == results[0]), "{}", case.kernel);
+    }
+}
+
+#[test]
+fn a_removed_barrier_is_caught() {
+    let before_sum =
+        ("rows/team.cuh", "        __syncwarp();\n        if (me.lane < 2) {", "        if (me.lane < 2) {");
+    assert_races(&SOLVE, before_sum);
+    assert_races(&DESCEND, before_sum);
+    let before_search =
+        ("gptq/solve.cuh", "    __syncwarp();\n    const float* importance", "    const float* importance");
+    assert_races(&SOLVE, before_search);
+    let before_curvature = (
+        "gptq/descent.cuh",
+        "    __syncwarp();\n    const float* hessian = block.hessian + static_cast<size_t>(block.start) *",
+        "    const float* hessian = block.hessian + static_cast<size_t>(block.start) *",
+    );
+    assert_races(&DESCEND, before_curvature);
+    let before_forms =
+        ("awq/clip.cuh", "        __syncwarp();\n        float own_cost", "        float own_cost");
+    assert_races(&CLIP, before_forms);
+    let before_ranges =
+        ("awq/score.cuh", "        __syncwarp();\n        Scale scale", "        Scale scale");
+    assert_races(&SCORE, before_ranges);
+    let before_multiplying = (
+        "product.cuh",
+        "        __syncthreads();\n        if (from + DEPTH < end) {",
+        "        if (from + DEPTH < end) {",
+    );
+    assert_races(&PRODUCT, before_multiplying);
+    let before_next_tile =
+        ("product.cuh", "        __syncthreads();\n    }\n#pragma unroll", "    }\n#pragma unroll");
+    assert_races(&PRODUCT, before_next_tile);
+}
+
+#[test]
+fn an_index_off_by_one_is_caught() {
+    assert_noticed(
+        &SOLVE,
+        ("gptq/solve.cuh", "me.first(i + 1); j < block.length", "me.first(i + 2); j < block.length"),
+    );
+    assert_noticed(&SOLVE, ("gptq/solve.cuh", "i < block.length; i += TEAM", "i <= block.length; i += TEAM"));
+    assert_noticed(&DESCEND, ("gptq/descent.cuh", "group <= last_group", "group < last_group"));
+    assert_noticed(&CLIP, ("awq/products.cuh", "t < min(start", "t + 1 < min(start"));
+    assert_noticed(&SCORE, ("awq/score.cuh", "gram.values[i * (stride + 1)]", "gram.values[i * stride + 1]"));
+    let reads = faults(&PRODUCT, ("product.cuh", "row < size && depth < end", "row <= size && depth <= end"));
+    let Some(reads) = reads else { return };
+    assert!(reads.contains(&Kind::OutOfBounds), "{reads:?}");
+}
+
+#[test]
+fn a_shared_variable_that_is_not_initialised_is_caught() {
+    for (case, change) in [
+        (
+            &SOLVE,
+            ("gptq/solve.cuh", "        row.pull[i] = block.product", "        row.terms[0] = block.product"),
+        ),
+        (&DESCEND, ("gptq/descent.cuh", "        row.curvature[j] = sum;\n", "")),
+        (&CLIP, ("awq/clip.cuh", "        row.weights[i] = weights[first + i];\n", "")),
+    ] {
+        let Some(kinds) = faults(case, change) else { return };
+        assert!(kinds.contains(&Kind::Uninitialised), "{change:?}: {kinds:?}");
+    }
+}
+
+#[test]
+fn arguments_in_the_wrong_order_are_caught() {
+    let Some(nvcc) = nvcc() else { return };
+    // Weights and products; size and group; strides; rows and columns.
+    for (case, swapped) in [(&CLIP, [0, 1]), (&CLIP, [3, 4]), (&PRODUCT, [1, 3]), (&PRODUCT, [4, 5])] {
+        let ptx = compile(&nvcc, case.source, None);
+        let expected = run(case, &ptx, Order::Forward, None).unwrap();
+        let found = run(case, &ptx, Order::Forward, Some(swapped));
+        assert!(found.is_err() || found.is_ok_and(|bytes| bytes != expected), "{} {swapped:?}", case.kernel);
+    }
+}
