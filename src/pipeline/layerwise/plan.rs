@@ -174,12 +174,14 @@ impl Plan {
 
     /// What decides the result whatever the method.
     pub(in crate::pipeline) fn identity(&self) -> Identity {
-        let Options { grid, skip, checkpoint, .. } = &self.options;
+        let Options { grid, skip, checkpoint, backend, .. } = &self.options;
         Identity::new(&checkpoint.command)
             .with("bits", grid.bits)
             .with("group-size", i64::try_from(grid.group_size).unwrap_or(-1))
             .with("symmetric", grid.symmetric)
             .with("skip", json!(skip.iter().map(Regex::as_str).collect::<Vec<_>>()))
+            // Sums of other devices differ in their last bits.
+            .with("device", backend.name())
     }
 
     /// Takes `rows` through the model, has `method` quantize its matrices on the way, on the worker threads, and writes

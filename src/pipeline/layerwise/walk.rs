@@ -122,11 +122,8 @@ impl Walk<'_> {
                 let mut guard = Guard::new(&mut grams);
                 hidden.step(step, &layer, self.keep, &mut guard, self.watch.cancel)?;
                 guard.finish(self.model.spec, self.watch.progress)?;
-                method.quantize(
-                    Stop { layer: index, matrices, grams: grams.finish()? },
-                    &mut layer,
-                    results,
-                )?;
+                let stop = Stop { layer: index, matrices, grams: grams.finish()? };
+                method.quantize(stop, &mut layer, results)?;
             }
             drop(layer);
             results.finish_layer(index, (!is_last).then_some(&hidden))?;
