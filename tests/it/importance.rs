@@ -337,7 +337,7 @@ fn activations_that_are_not_finite_stop_the_run_and_are_named() {
     let out = case.out().join("out.gguf");
     let outcome = run(&arguments(&case.model(), &out, &["--chunks", "1", "--ctx", "64"]));
     outcome.failure(6, &["layer 1", "mlp.down_proj", "NaN or infinite"]);
-    assert_eq!(entries(&case.out()), ["out.gguf.checkpoint"], "what was done can be gone on from");
+    assert!(entries(&case.out()).is_empty(), "the same would come of going on");
     let e = Imatrix::load(&out).unwrap_err();
     assert_eq!(e.kind(), Kind::NotFound);
 }

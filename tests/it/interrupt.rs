@@ -97,7 +97,7 @@ fn a_conversion_can_be_stopped_and_harms_nothing() {
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
     assert_eq!(
         (entries(&case.out()), std::fs::read(&old).unwrap()),
-        (vec!["r.gguf".into()], b"old".to_vec())
+        (vec!["r.gguf".into(), "r.gguf.checkpoint".into()], b"old".to_vec())
     );
 }
 
