@@ -5,7 +5,7 @@ mod entries;
 mod grams;
 pub mod matrices;
 mod names;
-mod part;
+pub mod part;
 mod plan;
 pub mod report;
 mod results;
