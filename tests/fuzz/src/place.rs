@@ -2,49 +2,33 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use tempfile::TempDir;
 
-static PLACE: LazyLock<Mutex<TempDir>> = LazyLock::new(|| Mutex::new(TempDir::new().unwrap()));
-
 /// A directory that holds the files of one input.
-pub(crate) struct Place {
-    dir: MutexGuard<'static, TempDir>,
-    files: Vec<PathBuf>,
-}
+pub(crate) struct Place(TempDir);
 
 impl Place {
-    /// The directory with these files and no others.
+    /// A directory with these files.
     pub(crate) fn with(files: &[(&str, &[u8])]) -> Place {
-        let dir = PLACE.lock().unwrap_or_else(|e| e.into_inner());
-        let mut place = Place { dir, files: Vec::new() };
+        let place = Place(TempDir::new().expect("there is room"));
         files.iter().for_each(|(name, bytes)| drop(place.write(name, bytes)));
         place
     }
 
     /// One more file.
-    pub(crate) fn write(&mut self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.dir.path().join(name);
-        fs::write(&path, bytes).unwrap();
-        self.files.push(path.clone());
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path().join(name);
+        fs::write(&path, bytes).expect("there is room");
         path
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        self.0.path()
     }
 
     pub(crate) fn text(&self) -> String {
-        self.path().to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for file in &self.files {
-            let _ = fs::remove_file(file);
-        }
+        self.path().to_str().expect("a temporary directory has a plain name").to_owned()
     }
 }
 

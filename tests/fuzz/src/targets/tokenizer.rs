@@ -25,7 +25,7 @@ pub(super) fn tokenizer(input: &[u8]) {
 
 fn json(input: &[u8]) {
     let (tokenizer, config) = split(input);
-    let mut place = Place::with(&[("tokenizer.json", tokenizer)]);
+    let place = Place::with(&[("tokenizer.json", tokenizer)]);
     if !config.is_empty() {
         place.write("tokenizer_config.json", config);
     }
