@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 
 /// Tokens that go through a layer at a time: enough for fast matrix products, and their activations are small beside the
 /// layer's weights.
-const BATCH_TOKENS: usize = 2048;
+pub const BATCH_TOKENS: usize = 2048;
 
 /// What the layers have made of some windows of tokens so far. Every window is a sequence of its own, from position 0;
 /// windows are never padded.

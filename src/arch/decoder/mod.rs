@@ -33,7 +33,7 @@ use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
 pub use compute::Compute;
 pub use head::Head;
-pub use hidden::{Hidden, Step};
+pub use hidden::{BATCH_TOKENS, Hidden, Step};
 pub use layer::Layer;
 pub use linear::Linear;
 use rope::Table;

@@ -14,6 +14,7 @@ use crate::cli::terminal::Terminal;
 use crate::cli::{CANCEL, Global};
 use crate::error::Result;
 use crate::html::quantized::{self, Column};
+use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::evaluate::{self, Evaluated, TextConfig, evaluate};
 use crate::pipeline::layerwise::report::Report;
 use crate::progress::Progress;
@@ -109,6 +110,8 @@ impl<'a> Finish<'a> {
             text,
             ignore_config: self.common.ignore_config.clone(),
             compute: Compute::F32,
+            output: None,
+            checkpoint: Settings::default(),
             threads: self.threads,
         };
         let measured = evaluate(&config, &CANCEL, self.terminal);

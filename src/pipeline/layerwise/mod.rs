@@ -5,6 +5,7 @@ mod entries;
 mod grams;
 pub mod matrices;
 mod names;
+mod need;
 mod part;
 mod plan;
 pub mod report;

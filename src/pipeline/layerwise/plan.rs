@@ -8,6 +8,7 @@ use regex::Regex;
 use serde_json::json;
 
 use super::entries::{entries, leave_out};
+use super::need::{Frugality, Need};
 use super::report::{Report, Times, share_errors};
 use super::verify::verify;
 use super::{LeftOut, Matrix, Method, Results, Walk, Watch, matrices};
@@ -18,6 +19,7 @@ use crate::calib::rows::{Limits, Rows};
 use crate::error::{Error, Kind, Result};
 use crate::format::packed::{Container, Entry, Layout, PackedWriter, Target};
 use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
+use crate::pipeline::memory::Budget;
 use crate::pipeline::model::{OpenModel, Origin};
 use crate::pipeline::outcome::{Made, Outcome, Unnamed};
 use crate::progress::Progress;
@@ -204,6 +206,7 @@ impl Plan {
             .map_err(|e| Error::new(Kind::Resources, "cannot start worker threads").because(e))?;
         pool.install(|| {
             let started = Instant::now();
+            let frugal = self.frugality(rows, watch.progress)?;
             let identity = identity.with_model(&self.model, &*self.tensors)?.with_tokens(&rows.rows);
             let layers = self.matrices.len();
             let checkpoint = Checkpoint::open(&self.options.checkpoint, identity, layers, watch.progress)?;
@@ -212,12 +215,12 @@ impl Plan {
                 other => other,
             };
             let mut results = Results::restore(self.begin()?, checkpoint, &self.matrices, &*self.tensors)?;
-            let offload = self.offload(results.checkpoint_dir());
+            let offload = frugal.offload.then(|| self.disk(results.checkpoint_dir()));
             let walk = Walk {
                 model: &self.model,
                 weights: &*self.tensors,
                 matrices: &self.matrices,
-                keep: !self.options.low_memory && !self.options.offload,
+                keep: !frugal.low_memory,
                 backend: &*self.options.backend,
                 watch,
             };
@@ -262,13 +265,21 @@ impl Plan {
         Ok(writer)
     }
 
+    /// What is kept in memory: what was asked for, or less if it would not fit.
+    fn frugality(&self, rows: &Rows, progress: &dyn Progress) -> Result<Frugality> {
+        let Options { low_memory, offload, threads, .. } = self.options;
+        let (model, matrices, windows) = (&self.model, &self.matrices, &rows.rows);
+        let asked = Frugality { low_memory: low_memory || offload, offload };
+        Need { model, matrices, windows, threads }.choose(asked, Budget::of_process(), progress)
+    }
+
     /// The disk for hidden states, if they are kept there: that of the checkpoint, or of the output.
-    fn offload(&self, checkpoint: Option<&Path>) -> Option<PathBuf> {
+    fn disk(&self, checkpoint: Option<&Path>) -> PathBuf {
         let beside = || match self.options.output.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
             _ => PathBuf::from("."),
         };
-        self.options.offload.then(|| checkpoint.map_or_else(beside, Path::to_owned))
+        checkpoint.map_or_else(beside, Path::to_owned)
     }
 
     /// Writes the tensors that are not quantized.
