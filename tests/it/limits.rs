@@ -76,9 +76,19 @@ fn gptq_and_awq_fit_the_memory_that_they_ask_for() {
 #[test]
 fn other_jobs_fit_the_memory_that_they_ask_for() {
     let (model, data) = (text(&model("tiny-llama")), text(&data("text/evaluation.txt")));
-    assert_fits_what_it_asks_for(&["quantize", &model, "gguf", "-q", "F32", "-n", "q"], "q.gguf", "30MB", None);
+    assert_fits_what_it_asks_for(
+        &["quantize", &model, "gguf", "-q", "F32", "-n", "q"],
+        "q.gguf",
+        "30MB",
+        None,
+    );
     let texts = ["--calibration-data", &data, "--chunks", "4"];
-    assert_fits_what_it_asks_for(&[&["analyze", "importance", &model], &texts[..]].concat(), "q.gguf", "60MB", None);
+    assert_fits_what_it_asks_for(
+        &[&["analyze", "importance", &model], &texts[..]].concat(),
+        "q.gguf",
+        "60MB",
+        None,
+    );
     let evaluation =
         ["evaluate", &model, "--reference", &model, "--data", &data, "--ctx", "128", "--chunks", "8"];
     assert_fits_what_it_asks_for(&evaluation, "q.json", "80MB", None);
