@@ -9,6 +9,7 @@ mod json;
 mod lines;
 mod parquet;
 mod record;
+mod unpacked;
 
 use std::borrow::Cow;
 use std::fs::File;

@@ -2,22 +2,46 @@
 
 use std::fmt::Write;
 
-use super::CANCEL;
 use super::output::{Output, size, thousands};
 use super::terminal::Terminal;
+use super::{CANCEL, Global};
 use crate::error::Result;
 use crate::pipeline::inspect::{Inspection, inspect};
+use crate::pipeline::verify::{Verification, verify};
 
 /// Show what a model or a GGUF file is
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Directory of a Hugging Face model (also in GPTQ or AWQ), its name on the Hub (org/name), or a .gguf file
     model: String,
+    /// Check every tensor: sizes, shapes, scales, indices, weights that are no numbers; and whether configuration, tokenizer
+    /// and tensors belong together
+    #[arg(long)]
+    verify: bool,
 }
 
-pub(super) fn run(args: &Args, output: &Output, terminal: &Terminal) -> Result<()> {
-    let found = inspect(&args.model, &CANCEL, terminal)?;
-    output.result(&found, &describe(&found));
+/// What was found, and what came of checking it.
+#[derive(serde::Serialize)]
+struct Info {
+    #[serde(flatten)]
+    model: Inspection,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<Verification>,
+}
+
+pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
+    let verification = match args.verify {
+        true => Some(verify(&args.model, global.threads(), &CANCEL, terminal)?),
+        false => None,
+    };
+    let model = inspect(&args.model, &CANCEL, terminal)?;
+    let mut text = describe(&model);
+    if let Some(v) = &verification {
+        let checked =
+            format!("{} tensors, {} weights: intact", thousands(v.tensors as u64), thousands(v.weights));
+        let _ = writeln!(text, "{:<14} {checked}", "Verified:");
+    }
+    output.result(&Info { model, verification }, &text);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The command line: arguments in, text or JSON out. The only place that prints.
 
 mod analyze;
+mod bus;
 mod checkpoints;
 mod compute;
 mod convert;
@@ -128,6 +129,7 @@ pub fn main() -> ExitCode {
     let output = Output::new(cli.global.format, cli.global.verbosity);
     last_words::prepare(output.is_json());
     start_logs(cli.global.verbosity);
+    bus::handle(cli.global.format);
     // Without the handler a signal still ends the program, and the temporary file with it at the next run.
     let _ = ctrlc::set_handler(|| {
         if CANCEL.request() {
@@ -165,7 +167,7 @@ fn run(cli: &Cli, output: &Output, terminal: &Terminal) -> Result<()> {
         }
         Command::Info(args) => {
             device.cpu_only("info")?;
-            info::run(args, output, terminal)
+            info::run(args, &cli.global, output, terminal)
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::atomic::AtomicDir;
 use crate::error::{Error, Kind, Result};
+use crate::source::inside;
 
 /// Files of a model that a copy with other weights needs too.
 fn is_companion(name: &str) -> bool {
@@ -39,9 +40,9 @@ pub(crate) fn copy(source: &Path, dir: &AtomicDir) -> Result<()> {
     names.sort();
     for name in names.iter().filter(|name| is_companion(name)) {
         let path = source.join(name);
-        // Through links: the Hub's cache consists of them.
-        if fs::metadata(&path).map_err(unreadable(&path))?.is_file() {
-            dir.write(name, &fs::read(&path).map_err(unreadable(&path))?)?;
+        // Through links within the model: the Hub's cache consists of them.
+        if let Some(bytes) = inside::read(&path)? {
+            dir.write(name, &bytes)?;
         }
     }
     Ok(())

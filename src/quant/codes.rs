@@ -70,6 +70,22 @@ pub enum CodesError {
     Group { input: usize, group: u32, groups: usize },
 }
 
+impl CodesError {
+    /// The same of a whole layer, where this was said of the outputs from `first` on.
+    pub(crate) fn counted_from(mut self, first: usize) -> CodesError {
+        match &mut self {
+            CodesError::Code { output, .. }
+            | CodesError::Scale { output, .. }
+            | CodesError::Zero { output, .. } => *output += first,
+            CodesError::Bits(_)
+            | CodesError::Shape(..)
+            | CodesError::Count { .. }
+            | CodesError::Group { .. } => {}
+        }
+        self
+    }
+}
+
 impl QuantizedLinear {
     /// Puts a layer together. `codes` is `[out_features, in_features]`, `scales` and `zeros` are `[out_features, groups]`, all
     /// row-major. `g_idx` gives the group of each input; without it input `i` is in group `i / group_size`.

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use serde_json::{Map, Value};
 
+use super::inside;
 use crate::error::{Error, Kind, Result};
 
 /// A model's configuration. Reading a key marks it as understood; [`Config::unread`] lists the rest.
@@ -90,14 +91,11 @@ impl Config {
     /// Reads `config.json` in `dir`. A `text_config` of a multimodal model is laid over the root.
     pub fn load(dir: &Path) -> Result<Config> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::new(Kind::NotFound, format!("{} holds no config.json", dir.display()))
-                    .hint("Pass the directory of a Hugging Face model, or its name on the Hub as org/name.")
-            }
-            _ => Error::io(format!("cannot read {}", path.display()), e),
+        let bytes = inside::read(&path)?.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("{} holds no config.json", dir.display()))
+                .hint("Pass the directory of a Hugging Face model, or its name on the Hub as org/name.")
         })?;
-        let raw: Value = serde_json::from_str(&text).map_err(|e| {
+        let raw: Value = serde_json::from_slice(&bytes).map_err(|e| {
             Error::new(Kind::Invalid, format!("{} is not valid JSON", path.display())).because(e)
         })?;
         Config::from_json(raw)

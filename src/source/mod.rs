@@ -6,6 +6,7 @@ pub mod dense;
 pub mod folded;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub(crate) mod inside;
 pub mod mmap;
 pub mod safetensors;
 pub mod tokenizer;

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
+use super::inside;
 use super::mmap::Map;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
@@ -117,8 +118,8 @@ impl Tensors {
 
     fn open_with(dir: &Path, accept: Accept) -> Result<Tensors> {
         let index = dir.join("model.safetensors.index.json");
-        let (files, promised) = if index.is_file() {
-            let promised = read_index(&index)?;
+        let (files, promised) = if let Some(bytes) = inside::read(&index)? {
+            let promised = read_index(&index, &bytes)?;
             let files: BTreeSet<String> = promised.values().cloned().collect();
             (files.into_iter().collect(), Some(promised))
         } else {
@@ -129,13 +130,14 @@ impl Tensors {
         let (mut tensors, mut integers) = (BTreeMap::new(), BTreeMap::new());
         for (i, file) in files.iter().enumerate() {
             let path = dir.join(file);
-            let map = Map::open(&path).map_err(|e| match e.kind() {
-                Kind::NotFound => {
-                    Error::new(Kind::Invalid, format!("shard {file} is missing from {}", dir.display()))
-                        .hint("Download the model again; model.safetensors.index.json names this file.")
-                }
-                _ => e,
-            })?;
+            if !inside::is_file(&path)? {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!("shard {file} is missing from {}", dir.display()),
+                )
+                .hint("Download the model again; model.safetensors.index.json names this file."));
+            }
+            let map = Map::open(&path)?;
             for (name, found) in read_header(&path, &map, i, accept)? {
                 if places.insert(name.clone(), i).is_some() {
                     return Err(Error::new(
@@ -169,6 +171,11 @@ impl Tensors {
     /// The bytes of a tensor, little-endian, row-major.
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.shards[info.shard].1[info.bytes.clone()]
+    }
+
+    /// The file that a tensor is in, and the byte at which it begins there.
+    pub fn place(&self, info: &TensorInfo) -> (&Path, u64) {
+        (self.shards[info.shard].0.as_path(), info.bytes.start as u64)
     }
 
     /// All tensors of integers by name.
@@ -250,14 +257,12 @@ fn read_header(path: &Path, map: &Map, shard: usize, accept: Accept) -> Result<V
 }
 
 /// The map from tensor to shard. File names come from a stranger: they must stay in the model's directory.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+fn read_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?;
-    let index: Index = serde_json::from_str(&text).map_err(|e| {
+    let index: Index = serde_json::from_slice(bytes).map_err(|e| {
         Error::new(Kind::Invalid, format!("{} is not a valid index", path.display())).because(e)
     })?;
     if index.weight_map.is_empty() {
@@ -322,7 +327,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<String>> {
 }
 
 fn find_single(dir: &Path) -> Result<Vec<String>> {
-    if dir.join("model.safetensors").is_file() {
+    if inside::is_file(&dir.join("model.safetensors"))? {
         return Ok(vec!["model.safetensors".into()]);
     }
     let found = weight_files(dir)?;

@@ -73,3 +73,22 @@ fn an_unknown_name_is_not_found() {
     let (server, dir) = (serve(), tempfile::tempdir().unwrap());
     run(&server, dir.path(), None, &["info", "org/other"]).failure(3, &["org/other"]);
 }
+
+#[test]
+fn credentials_are_in_no_log() {
+    let (server, dir) = (serve(), tempfile::tempdir().unwrap());
+    server.state().gated = true;
+    let run = |endpoint: &str, args: &[&str]| {
+        let mut command = program();
+        command.env("HF_ENDPOINT", endpoint).env("HF_HOME", dir.path()).env("HF_TOKEN", TOKEN);
+        command.env("RUST_LOG", "trace").args(args);
+        outcome(command)
+    };
+    let said = run(&server.endpoint, &["info", "org/tiny", "--verbosity", "debug"]).success();
+    assert!(said.stderr.contains("TRACE") || said.stderr.contains("DEBUG"), "there is a log");
+    assert!(!format!("{}{}", said.stdout, said.stderr).contains(TOKEN), "{}", said.stderr);
+    for endpoint in ["http://me:secret-word@127.0.0.1:9", "me:secret-word@hub"] {
+        let said = run(endpoint, &["info", "org/tiny"]).failure(2, &["HF_ENDPOINT"]);
+        assert!(!said.stderr.contains("secret-word"), "{}", said.stderr);
+    }
+}

@@ -14,6 +14,8 @@ mod commands;
 mod containers;
 /// From one format to another.
 mod convert;
+/// Outputs with random damage.
+mod corruption;
 /// The program on a GPU.
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -84,6 +86,8 @@ mod property;
 mod quality;
 /// Another project's reader.
 mod readers;
+/// Random tensors through every format.
+mod round_trip;
 /// The same bytes, however the work is done.
 mod same_bytes;
 /// The same weights in several shards or another type.
@@ -92,3 +96,5 @@ mod sources;
 mod stop;
 /// What the tests share.
 mod support;
+/// What a stranger's files and other programs must not be able to do: docs/threats.md.
+mod threats;

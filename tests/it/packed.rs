@@ -1,5 +1,7 @@
 //! GPTQ and AWQ checkpoints that the tests make of the test models, rounding each weight to the nearest code.
 
+use std::path::Path;
+
 use half::f16;
 use llm_quantize::format::gptq::{GptqConfig, Version};
 use llm_quantize::format::packed::{Container, Entry, PackedWriter, Target};
@@ -71,8 +73,17 @@ pub(crate) fn checkpoint_of(
     grid_of: impl Fn(&str) -> Option<Grid>,
     shard_bytes: u64,
 ) -> Case {
-    let source = model(name);
-    let tensors = Tensors::open(&source).unwrap();
+    checkpoint_from(&model(name), container, grid_of, shard_bytes)
+}
+
+/// The same of any model.
+pub(crate) fn checkpoint_from(
+    source: &Path,
+    container: &Container,
+    grid_of: impl Fn(&str) -> Option<Grid>,
+    shard_bytes: u64,
+) -> Case {
+    let tensors = Tensors::open(source).unwrap();
     let is_linear = |name: &str| name.ends_with("_proj.weight") || name.ends_with(".mlp.gate.weight");
     let layer = |weight: &str| weight.strip_suffix(".weight").unwrap().to_owned();
     let mut entries = Vec::new();
@@ -100,7 +111,7 @@ pub(crate) fn checkpoint_of(
     let case = Case::empty("packed");
     let config: Value = serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
     let model = case.model();
-    let target = Target { shard_bytes, ..Target::new(&model, Some(&source), &config) };
+    let target = Target { shard_bytes, ..Target::new(&model, Some(source), &config) };
     let mut writer = PackedWriter::create(target, container, &entries).unwrap();
     let read = |name: &str| {
         let shape = tensors.shape(name).unwrap();

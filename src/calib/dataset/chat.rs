@@ -4,18 +4,30 @@
 //! and no clock, and what transformers offers them is here: Python's methods, `raise_exception`, `tojson`, and
 //! `strftime_now`, which always tells the same date, so that the same data give the same tokens every day.
 
+use std::io::{self, Write};
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
+use serde::Serialize;
+use serde_json::Serializer;
 use serde_json::Value as Json;
+use serde_json::ser::{Formatter, PrettyFormatter};
 
 use crate::error::{Error, Kind, Result};
 use crate::source::tokenizer::encoder::Encoder;
 
-/// Steps that one conversation may take. Long ones with the largest templates take some ten thousands.
-const FUEL: u64 = 20_000_000;
+/// Steps that one conversation may take. Long ones with the largest templates take some ten thousands. A step pays for 64
+/// bytes too, of all that is written and of all values on the way.
+const FUEL: u64 = 400_000;
 /// The longest text of one conversation, in bytes.
-const MAX_LEN: usize = 64 << 20;
+const MAX_LEN: usize = 16 << 20;
+/// The longest JSON of a value, in bytes.
+const MAX_JSON: usize = 2 << 20;
+/// Spaces for each level of it.
+const MAX_INDENT: usize = 32;
+/// A template may nest a value in another with each step, and what is nested is dropped level by level.
+const STACK: usize = 64 << 20;
 const NAME: &str = "chat template";
 
 /// A compiled template.
@@ -75,26 +87,37 @@ impl ChatTemplate {
             tools => (),
             documents => (),
         };
-        let mut out = Bounded(Vec::new());
-        let refused = |e| format!("the chat template refuses it: {}", words(&e));
-        template.render_captured_to(variables, &mut out).map_err(refused)?;
-        String::from_utf8(out.0).map_err(|_| "the chat template's output is not UTF-8".into())
+        let render = || {
+            let mut out = Bounded { bytes: Vec::new(), limit: MAX_LEN };
+            let refused = |e| format!("the chat template refuses it: {}", words(&e));
+            template.render_captured_to(variables, &mut out).map_err(refused)?;
+            String::from_utf8(out.bytes).map_err(|_| "the chat template's output is not UTF-8".into())
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, render);
+            let thread =
+                thread.map_err(|e| format!("no thread can be started for the chat template: {e}"))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 }
 
 /// Output that may not grow without end.
-struct Bounded(Vec<u8>);
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+}
 
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_LEN {
-            return Err(std::io::Error::other("more than 64 MiB of text"));
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            return Err(io::Error::other(format!("more than {} MiB of text", self.limit >> 20)));
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -129,46 +152,40 @@ fn to_json(value: Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let _: Option<bool> = options.get("ensure_ascii")?;
     let _: Option<bool> = options.get("sort_keys")?;
     options.assert_all_used()?;
-    let json = serde_json::to_value(&value).map_err(|e| {
-        minijinja::Error::new(ErrorKind::BadSerialization, "a value has no JSON form").with_source(e)
-    })?;
-    let mut out = String::new();
-    write_json(&json, indent, 0, &mut out);
-    Ok(Value::from_safe_string(out))
-}
-
-fn write_json(json: &Json, indent: Option<usize>, depth: usize, out: &mut String) {
-    let line = |depth: usize, out: &mut String| {
-        if let Some(indent) = indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent * depth));
+    if indent.is_some_and(|indent| indent > MAX_INDENT) {
+        let what = format!("tojson indents by {MAX_INDENT} spaces at most");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+    }
+    let mut out = Bounded { bytes: Vec::new(), limit: MAX_JSON };
+    let written = match indent {
+        None => value.serialize(&mut Serializer::with_formatter(&mut out, Spaced)),
+        Some(n) => {
+            let spaces = [b' '; MAX_INDENT];
+            let pretty = PrettyFormatter::with_indent(&spaces[..n]);
+            value.serialize(&mut Serializer::with_formatter(&mut out, pretty))
         }
     };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match json {
-        Json::Array(items) if !items.is_empty() => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                out.push_str(if i > 0 { comma } else { "" });
-                line(depth + 1, out);
-                write_json(item, indent, depth + 1, out);
-            }
-            line(depth, out);
-            out.push(']');
-        }
-        Json::Object(entries) if !entries.is_empty() => {
-            out.push('{');
-            for (i, (key, item)) in entries.iter().enumerate() {
-                out.push_str(if i > 0 { comma } else { "" });
-                line(depth + 1, out);
-                out.push_str(&Json::from(key.as_str()).to_string());
-                out.push_str(": ");
-                write_json(item, indent, depth + 1, out);
-            }
-            line(depth, out);
-            out.push('}');
-        }
-        other => out.push_str(&other.to_string()),
+    written.map_err(|e| {
+        let what = format!("a value has no JSON form: {e}");
+        minijinja::Error::new(ErrorKind::BadSerialization, what)
+    })?;
+    Ok(Value::from_safe_string(String::from_utf8_lossy(&out.bytes).into_owned()))
+}
+
+/// A space after each comma and colon, as in Python.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
     }
 }
 
@@ -289,6 +306,16 @@ mod tests {
                 "",
             ),
             ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""),
+            (
+                "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+                "come to an end",
+            ),
+            (
+                "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}",
+                "come to an end",
+            ),
+            ("{{ ([1] * 99999999) | tojson }}", ""),
+            ("{{ [[1]] | tojson(indent=9999999999) }}", "at most"),
             ("{{ strftime_now('%Q') }}", "%Q"),
         ] {
             let e = render(source, chat()).unwrap_err();

@@ -9,6 +9,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 use super::record::{Place, sample};
+use super::unpacked::Bounded;
 use super::{Sample, Sink, open_file};
 use crate::error::{Error, Kind, Result};
 
@@ -27,9 +28,12 @@ pub(super) struct TextFile<'a> {
 impl<'a> TextFile<'a> {
     pub(super) fn open(path: &Path, name: &'a str) -> Result<TextFile<'a>> {
         let file = open_file(path, name)?;
+        let size = file.metadata().map_err(|e| Error::io(format!("cannot read {name}"), e))?.len();
         let packed = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
         let reader: Box<dyn BufRead> = match packed {
-            true => Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(file))),
+            true => {
+                Box::new(BufReader::with_capacity(1 << 16, Bounded::new(MultiGzDecoder::new(file), size)))
+            }
             false => Box::new(BufReader::with_capacity(1 << 16, file)),
         };
         Ok(TextFile { name, reader, offset: 0, line: 0 })

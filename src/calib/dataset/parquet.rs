@@ -1,5 +1,7 @@
 //! Parquet files: one column of text or of conversations.
 
+mod pages;
+
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
@@ -13,8 +15,9 @@ use parquet::schema::types::Type;
 use serde_json::{Map, Value};
 
 use super::record::{COLUMNS, Place, of_column};
+use super::unpacked::{Allowance, TOO_MUCH};
 use super::{Sink, open_file};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The samples of a `.parquet` file.
 pub(super) fn records(
@@ -25,6 +28,9 @@ pub(super) fn records(
 ) -> Result<ControlFlow<()>> {
     let place = Place { file: name, at: None };
     let file = open_file(path, name)?;
+    let unreadable = |e| Error::io(format!("cannot read {name}"), e);
+    let mut left = Allowance::of(file.metadata().map_err(unreadable)?.len());
+    let same = file.try_clone().map_err(unreadable)?;
     let reader = guarded(&place, || SerializedFileReader::new(file))?;
     let schema = reader.metadata().file_metadata().schema();
     let names = || schema.get_fields().iter().map(|field| field.name());
@@ -35,6 +41,11 @@ pub(super) fn records(
     let chosen = chosen.ok_or_else(|| place.no_column(column, names()))?.to_owned();
     let field = schema.get_fields().iter().find(|field| field.name() == chosen);
     let fields: Vec<Arc<Type>> = field.cloned().into_iter().collect();
+    for chunk in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
+        if chunk.column_path().parts().first() == Some(&chosen) {
+            pages::check(&same, chunk).map_err(|what| broken(&place).because(what))?;
+        }
+    }
     let mut rows = guarded(&place, || {
         let only = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
         reader.get_row_iter(Some(only))
@@ -43,7 +54,11 @@ pub(super) fn records(
         let Some(row) = guarded(&place, || rows.next().transpose())? else { break };
         let place = Place { file: name, at: Some(("row", i)) };
         for (_, field) in row.get_column_iter() {
-            let flow = sink(of_column(&chosen, value(field, &place)?, &place)?)?;
+            let value = value(field, &place)?;
+            if !left.take(size(&value)) {
+                return Err(broken(&place).because(TOO_MUCH));
+            }
+            let flow = sink(of_column(&chosen, value, &place)?)?;
             if flow.is_break() {
                 return Ok(flow);
             }
@@ -72,10 +87,24 @@ fn guarded<T>(place: &Place<'_>, part: impl FnOnce() -> Result<T, ParquetError>)
     // What was half done is dropped with the reader.
     let done = catch_unwind(AssertUnwindSafe(part));
     GUARDED.set(false);
-    let broken = || place.invalid("no intact Parquet file").hint("Fetch or write the file again.");
     match done {
-        Ok(done) => done.map_err(|e| broken().because(e)),
-        Err(_) => Err(broken()),
+        Ok(done) => done.map_err(|e| broken(place).because(e)),
+        Err(_) => Err(broken(place)),
+    }
+}
+
+fn broken(place: &Place<'_>) -> Error {
+    place.invalid("no intact Parquet file").hint("Fetch or write the file again.")
+}
+
+/// About how many bytes a value takes: a page can say in a few bytes that a million rows have the same text.
+fn size(value: &Value) -> u64 {
+    const EACH: u64 = 16;
+    EACH + match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(items) => items.iter().map(size).sum(),
+        Value::Object(entries) => entries.iter().map(|(key, value)| key.len() as u64 + size(value)).sum(),
+        _ => 0,
     }
 }
 

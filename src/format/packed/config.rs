@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
+use crate::source::inside;
 
 /// Files that older tools write, in the order of GPTQModel.
 const FILES: [&str; 2] = ["quantize_config.json", "quant_config.json"];
@@ -54,12 +55,8 @@ impl Stated {
         }
         for file in FILES {
             let path = dir.join(file);
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(Error::io(format!("cannot read {}", path.display()), e)),
-            };
-            let value = serde_json::from_str(&text).map_err(|e| {
+            let Some(bytes) = inside::read(&path)? else { continue };
+            let value = serde_json::from_slice(&bytes).map_err(|e| {
                 Error::new(Kind::Invalid, format!("{} is not valid JSON", path.display())).because(e)
             })?;
             Stated::add(&mut found, &value, file)?;

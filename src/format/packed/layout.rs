@@ -100,6 +100,16 @@ pub enum PackError {
     Grid(String),
 }
 
+impl PackError {
+    /// The same of a whole layer, where this was said of the outputs from `first` on.
+    pub(super) fn counted_from(self, first: usize) -> PackError {
+        match self {
+            PackError::Codes(e) => PackError::Codes(e.counted_from(first)),
+            other => other,
+        }
+    }
+}
+
 /// How a container stores linear layers.
 pub trait Layout: Debug + Send + Sync {
     /// Why a layer of `[out_features, in_features]` cannot be stored, or not in a way that every loader reads.

@@ -232,10 +232,9 @@ impl PackedModel {
 
     fn outputs(&self, linear: &Linear, outputs: Range<usize>) -> Result<QuantizedLinear> {
         let stored = self.stored(&linear.name)?;
-        let read =
-            self.scheme.layout.unpack(&stored, linear.shape, linear.grid, outputs).map_err(|e| {
-                Error::new(Kind::Invalid, format!("layer {} is damaged", linear.name)).because(e)
-            })?;
+        let first = outputs.start;
+        let read = self.scheme.layout.unpack(&stored, linear.shape, linear.grid, outputs);
+        let read = read.map_err(|e| damaged(linear, e.counted_from(first)))?;
         self.check_middle(linear, &read)?;
         Ok(read)
     }

@@ -37,6 +37,7 @@ use crate::source::tokenizer::{self, VocabScheme};
 use metadata::Setting;
 use plan::Planned;
 pub(crate) use plan::RowOrder;
+pub(in crate::pipeline) use plan::plan;
 use report::{Report, Summary, Times};
 use rows::RowSource;
 use stream::Destination;
@@ -124,7 +125,7 @@ impl Job {
             VocabScheme::Gemma3 => tokenizer::known_tokens(source.dir())?,
             _ => None,
         };
-        let planned = plan::plan(&model, &*weights, embedding_rows)?;
+        let planned = plan(&model, &*weights, embedding_rows)?;
         progress.info(&format!(
             "Architecture: {} ({} layers, {} tensors)",
             model.config.architecture()?,

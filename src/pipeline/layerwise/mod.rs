@@ -6,7 +6,7 @@ mod grams;
 pub mod matrices;
 mod names;
 mod need;
-mod part;
+pub mod part;
 mod plan;
 pub mod report;
 mod results;

@@ -18,13 +18,13 @@ const FACTS: &str = "layer";
 
 /// The results of one layer.
 #[derive(Debug)]
-pub(super) struct Part<H> {
+pub struct Part<H> {
     /// What is reported of its matrices.
-    pub(super) linears: Vec<Linear<H>>,
+    pub linears: Vec<Linear<H>>,
     /// Their tensors.
-    pub(super) tensors: Vec<Packed>,
+    pub tensors: Vec<Packed>,
     /// What was moved between its tensors.
-    pub(super) moved: Moved,
+    pub moved: Moved,
 }
 
 impl<H> Default for Part<H> {
@@ -63,7 +63,7 @@ impl Use {
 }
 
 /// A part as a safetensors file: its header, and what follows.
-pub(super) struct Encoded<'a> {
+pub struct Encoded<'a> {
     head: Vec<u8>,
     tensors: &'a [Packed],
     factors: Vec<&'a [f32]>,
@@ -71,7 +71,7 @@ pub(super) struct Encoded<'a> {
 
 impl<H: Serialize + DeserializeOwned> Part<H> {
     /// Its file: the tensors under their names, then the factors that were moved.
-    pub(super) fn encode(&self) -> Encoded<'_> {
+    pub fn encode(&self) -> Encoded<'_> {
         let factors: Vec<(String, &[f32])> = self.factors().collect();
         let mut end = 0;
         let mut info = |dtype, shape, bytes: usize| {
@@ -110,7 +110,7 @@ impl<H: Serialize + DeserializeOwned> Part<H> {
     ///
     /// # Errors
     /// `Checkpoint` if it does not.
-    pub(super) fn decode(bytes: &[u8], expected: Vec<Packed>) -> Result<Part<H>> {
+    pub fn decode(bytes: &[u8], expected: Vec<Packed>) -> Result<Part<H>> {
         let unusable = |why: &str| Error::new(Kind::Checkpoint, format!("a layer of the checkpoint {why}"));
         let file = SafeTensors::deserialize(bytes).map_err(|e| unusable("cannot be read").because(e))?;
         let (_, metadata) =
@@ -156,14 +156,14 @@ impl<H: Serialize + DeserializeOwned> Part<H> {
 
 impl Encoded<'_> {
     /// Bytes of the file.
-    pub(super) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         let tensors: usize = self.tensors.iter().map(|tensor| tensor.bytes.len()).sum();
         let factors: usize = self.factors.iter().map(|factors| size_of_val(*factors)).sum();
         (self.head.len() + tensors + factors) as u64
     }
 
     /// Writes the file.
-    pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&self.head)?;
         self.tensors.iter().try_for_each(|tensor| out.write_all(&tensor.bytes))?;
         for factors in &self.factors {

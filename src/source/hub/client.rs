@@ -62,8 +62,14 @@ impl<'a> Client<'a> {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| {
-                Error::new(Kind::Usage, format!("HF_ENDPOINT is no address: {:?}", config.endpoint))
+                let shown = if config.endpoint.contains('@') { "(hidden)" } else { &config.endpoint };
+                Error::new(Kind::Usage, format!("HF_ENDPOINT is no address: {shown:?}"))
             })?;
+        if !endpoint.username().is_empty() || endpoint.password().is_some() {
+            // It would be part of messages and logs.
+            return Err(Error::new(Kind::Usage, "HF_ENDPOINT holds a user name or password")
+                .hint("Leave them out; the token is in HF_TOKEN, and a proxy has HTTPS_PROXY."));
+        }
         if config.token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(Error::new(Kind::Auth, "the token for the Hub has characters that no token has")
                 .hint("Set HF_TOKEN again, or run `hf auth login`."));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::definition::Definition;
-use super::json::{invalid, read_json, read_text};
+use super::json::{invalid, read_json, read_text, read_text_of};
 use crate::error::{Error, Result};
 use crate::source::vocab::ChatTemplate;
 
@@ -397,7 +397,7 @@ fn template_files(dir: &Path) -> Result<Option<Value>> {
         let mut list = vec![json!({"name": "default", "template": text})];
         for path in more {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            if let Some(text) = read_text(&path)? {
+            if let Some(text) = read_text_of(dir, &path)? {
                 list.push(json!({"name": name, "template": text}));
             }
         }

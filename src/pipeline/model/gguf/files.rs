@@ -121,6 +121,20 @@ impl Files {
         self.readers[0].header().version
     }
 
+    /// The file that a tensor is in, and the byte at which it begins there.
+    pub(in crate::pipeline) fn place(&self, name: &str) -> (PathBuf, u64) {
+        let (part, at) = self.index.get(name).copied().unwrap_or_default();
+        let header = self.readers[part].header();
+        let start = header.data_start + header.tensors.get(at).map_or(0, |tensor| tensor.offset);
+        let path = match split_name(&self.path) {
+            Some((prefix, _, count)) if self.readers.len() > 1 => {
+                self.path.with_file_name(part_name(&prefix, part + 1, count))
+            }
+            _ => self.path.clone(),
+        };
+        (path, start)
+    }
+
     /// The bytes of a tensor; empty if there is none of this name.
     pub(in crate::pipeline) fn data(&self, name: &str) -> &[u8] {
         let Some((part, at)) = self.index.get(name) else { return &[] };
