@@ -86,3 +86,5 @@ mod sources;
 mod stop;
 /// What the tests share.
 mod support;
+/// Codes, scales and norms learned by gradients.
+mod tune;
