@@ -54,7 +54,7 @@ impl Map {
 }
 
 /// The maps that there are, for whoever must know at any moment, without memory or locks, which file an address is of.
-static MAPS: [Slot; SLOTS] = [const { Slot::EMPTY }; SLOTS];
+static MAPS: [Slot; SLOTS] = [const { Slot::free() }; SLOTS];
 
 /// More files than a model has; a map beyond them is merely not known here.
 const SLOTS: usize = 4096;
@@ -68,11 +68,13 @@ struct Slot {
 }
 
 impl Slot {
-    const EMPTY: Slot = Slot {
-        path: AtomicPtr::new(std::ptr::null_mut()),
-        start: AtomicUsize::new(0),
-        length: AtomicUsize::new(0),
-    };
+    const fn free() -> Slot {
+        Slot {
+            path: AtomicPtr::new(std::ptr::null_mut()),
+            start: AtomicUsize::new(0),
+            length: AtomicUsize::new(0),
+        }
+    }
 }
 
 /// A map's place among those that are known.
