@@ -2,11 +2,11 @@
 //!
 //! A directory that was cloned or unpacked may hold links. What they lead to outside of it is not the model's but the user's,
 //! and parts of it would be in a result that he publishes: a licence that is a link to his keys is copied as a licence. So a
-//! link must stay in the directory; those of the Hub's cache lead to the blobs of the same repository.
+//! link must stay in the directory, or lead to content in the Hub's cache.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Error, Kind, Result};
 
@@ -36,7 +36,7 @@ pub(crate) fn is_file_of(dir: &Path, path: &Path) -> Result<bool> {
         Err(e) => return Err(unreadable(e)),
     };
     let dir = dir.canonicalize().map_err(unreadable)?;
-    if target.starts_with(&dir) || blobs(&dir).is_some_and(|blobs| target.starts_with(blobs)) {
+    if target.starts_with(&dir) || is_blob(&target, &dir) {
         return Ok(target.is_file());
     }
     Err(Error::new(
@@ -84,15 +84,18 @@ fn is_absent(e: &std::io::Error) -> bool {
     matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// Where the files of a snapshot in the Hub's cache are: `models--org--name/snapshots/COMMIT` has them in
-/// `models--org--name/blobs`.
-fn blobs(dir: &Path) -> Option<PathBuf> {
-    let snapshots = dir.parent()?;
-    let repository = snapshots.parent()?;
-    let name = repository.file_name()?.to_str()?;
-    let cached = snapshots.file_name()? == "snapshots"
-        && ["models--", "datasets--"].iter().any(|kind| name.starts_with(kind));
-    cached.then(|| repository.join("blobs"))
+/// Whether a file is content in the Hub's cache, `models--org--name/blobs/NAME`. The cache's snapshots consist of links to
+/// those of their own repository. Older clients have filled other directories with such links too; that is allowed where the
+/// name is a hash, since nobody can make a link to one that he does not know.
+fn is_blob(target: &Path, dir: &Path) -> bool {
+    let name =
+        |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Some(blobs) = target.parent() else { return false };
+    let Some(repository) = blobs.parent() else { return false };
+    let is_hash = |name: String| name.len() >= 40 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    name(blobs) == "blobs"
+        && ["models--", "datasets--"].iter().any(|kind| name(repository).starts_with(kind))
+        && (dir.starts_with(repository) || is_hash(name(target)))
 }
 
 #[cfg(test)]
@@ -137,21 +140,30 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_of_the_hub_is_one_directory() {
+    fn links_to_content_in_the_cache_of_the_hub_are_followed() {
         let root = tempfile::tempdir().unwrap();
         let repository = root.path().join("models--org--name");
         let snapshot = repository.join("snapshots/0123");
-        fs::create_dir_all(&snapshot).unwrap();
+        let hash = "0123456789abcdef0123456789abcdef01234567";
+        fs::create_dir_all(snapshot.join("more")).unwrap();
         fs::create_dir(repository.join("blobs")).unwrap();
-        fs::write(repository.join("blobs/ab"), "{}").unwrap();
+        fs::write(repository.join("blobs").join(hash), "{}").unwrap();
+        fs::write(repository.join("blobs/notes"), "{}").unwrap();
         fs::write(repository.join("refs"), "{}").unwrap();
-        symlink("../../blobs/ab", snapshot.join("config.json")).unwrap();
-        fs::create_dir(snapshot.join("more")).unwrap();
-        symlink("../../../blobs/ab", snapshot.join("more/a.jinja")).unwrap();
-        assert_eq!(read_of(&snapshot, &snapshot.join("more/a.jinja")).unwrap().unwrap(), b"{}");
-        symlink("../../refs", snapshot.join("other.json")).unwrap();
+        let link = |to: &str, at: &str| symlink(to, snapshot.join(at)).unwrap();
+        link(&format!("../../blobs/{hash}"), "config.json");
+        link(&format!("../../../blobs/{hash}"), "more/a.jinja");
+        link("../../refs", "other.json");
         assert_eq!(read(&snapshot.join("config.json")).unwrap().unwrap(), b"{}");
+        assert_eq!(read_of(&snapshot, &snapshot.join("more/a.jinja")).unwrap().unwrap(), b"{}");
         assert!(read(&snapshot.join("other.json")).is_err());
+        // A directory that an older client has downloaded to.
+        let local = root.path().join("local");
+        fs::create_dir(&local).unwrap();
+        symlink(repository.join("blobs").join(hash), local.join("config.json")).unwrap();
+        assert_eq!(read(&local.join("config.json")).unwrap().unwrap(), b"{}");
+        symlink(repository.join("blobs/notes"), local.join("notes.json")).unwrap();
+        assert!(read(&local.join("notes.json")).is_err());
     }
 
     #[test]

@@ -41,16 +41,22 @@ pub(super) fn records(
     let chosen = chosen.ok_or_else(|| place.no_column(column, names()))?.to_owned();
     let field = schema.get_fields().iter().find(|field| field.name() == chosen);
     let fields: Vec<Arc<Type>> = field.cloned().into_iter().collect();
-    for chunk in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
-        if chunk.column_path().parts().first() == Some(&chosen) {
-            pages::check(&same, chunk).map_err(|what| broken(&place).because(what))?;
-        }
-    }
     let mut rows = guarded(&place, || {
         let only = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
         reader.get_row_iter(Some(only))
     })?;
+    let mut groups = reader.metadata().row_groups().iter();
+    let mut checked = 0;
     for i in 1.. {
+        // A group's pages, before the library comes to them.
+        while checked < i
+            && let Some(group) = groups.next()
+        {
+            for chunk in group.columns().iter().filter(|c| c.column_path().parts().first() == Some(&chosen)) {
+                pages::check(&same, chunk).map_err(|what| broken(&place).because(what))?;
+            }
+            checked += usize::try_from(group.num_rows()).unwrap_or(0);
+        }
         let Some(row) = guarded(&place, || rows.next().transpose())? else { break };
         let place = Place { file: name, at: Some(("row", i)) };
         for (_, field) in row.get_column_iter() {

@@ -139,7 +139,8 @@ impl Encoder {
     /// that SentencePiece has for a space counts as one: llama.cpp's converter writes added tokens so.
     pub fn same_vocabulary(&self, other: &Encoder) -> bool {
         let vocab = |encoder: &Encoder| -> BTreeMap<u32, String> {
-            let tokens = encoder.plain.get_vocab(true).into_iter();
+            // In order: of several tokens with the same id, which no tokenizer should have, it is always the same that counts.
+            let tokens = encoder.plain.get_vocab(true).into_iter().collect::<BTreeMap<_, _>>().into_iter();
             tokens.map(|(text, id)| (id, text.replace('\u{2581}', " "))).collect()
         };
         let (one, other) = (vocab(self), vocab(other));
