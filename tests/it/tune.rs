@@ -70,13 +70,13 @@ fn the_whole_model_is_tuned_and_its_norms_are_stored_in_16_bits() {
     let out = tempfile::tempdir().unwrap();
     let page = out.path().join("page.html");
     let extra = ["--tune", "global", "--tune-steps", "40", "--html", &text(&page)];
-    let report = tune("llama", "gptq", "2bit", out.path(), &extra).success().json();
+    let report = tune("tiny-llama", "gptq", "2bit", out.path(), &extra).success().json();
     let found = losses(&report);
     assert_eq!(found.len(), 1);
-    assert!(found[0][1] <= found[0][0], "{found:?}");
+    assert!(found[0][1] < found[0][0], "{found:?}");
     assert!(learned(&report)[0] < 0.98, "{:?}", learned(&report));
     assert!(std::fs::read_to_string(page).unwrap().contains("Held-out rows"));
-    let original = read_weights(&model("llama").join("model.safetensors"));
+    let original = read_weights(&model("tiny-llama").join("model.safetensors"));
     let tuned = read_weights(&out.path().join("q/model.safetensors"));
     let norms = tuned.iter().filter(|t| t.name.contains("norm"));
     let mut moved = 0;
