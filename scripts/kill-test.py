@@ -5,7 +5,7 @@ Each round runs a command in an empty directory, kills it with SIGKILL at a rand
 more to its end. Then the output must have the bytes of a run that was never disturbed, nothing else may be left, and no kill may have
 cost more than the layer that was in the making.
 
-    scripts/kill-test.py BINARY [--gptq 100] [--awq 100] [--convert 50] [--imatrix 50] [--jobs 2] [--seed N]
+    scripts/kill-test.py BINARY [--gptq 100] [--awq 100] [--convert 50] [--imatrix 50] [--evaluate 50] [--jobs 2] [--seed N]
 
 The runs are those of tests/data/models/tiny-llama. Prints a line for each kind and exits with 1 at the first difference.
 """
@@ -26,6 +26,7 @@ DATA = Path(__file__).resolve().parent.parent / "tests/data"
 MODEL = DATA / "models/tiny-llama"
 ROWS = ["--calibration-data", str(DATA / "text/evaluation.txt"), "--calibration-samples", "16", "--seq-len", "128"]
 PACKED = ["--group-size", "32", *ROWS]
+EVALUATED = ["--data", str(DATA / "text/evaluation.txt"), "--ctx", "128", "--chunks", "16", "-o", "{dir}/q.json"]
 
 # Commands by kind; {} is the output, "q" in an empty directory.
 KINDS = {
@@ -38,13 +39,20 @@ KINDS = {
         ["convert", "{gguf}", "hf", "-o", "{dir}", "-n", "q"],
     ],
     "imatrix": [["analyze", "importance", str(MODEL), "--chunks", "16", "-o", "{dir}/q.gguf"]],
+    "evaluate": [
+        ["evaluate", "{gguf}", "--reference", str(MODEL), *EVALUATED],
+        ["analyze", "quality", "{gguf}", "--reference", str(MODEL), *EVALUATED],
+    ],
 }
+
+# What differs from run to run in a report.
+CLOCK = re.compile(rb'"(duration_seconds|peak_memory_bytes)": [^,\n]*')
 
 
 def digest(path):
     """Names and contents of a file or directory."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    return [(file.name, hashlib.sha256(CLOCK.sub(b"", file.read_bytes())).hexdigest()) for file in files]
 
 
 def output_of(directory):
@@ -129,7 +137,7 @@ class Job:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=Path)
-    for kind, rounds in (("gptq", 100), ("awq", 100), ("convert", 50), ("imatrix", 50)):
+    for kind, rounds in (("gptq", 100), ("awq", 100), ("convert", 50), ("imatrix", 50), ("evaluate", 50)):
         parser.add_argument(f"--{kind}", type=int, default=rounds, metavar="ROUNDS")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))

@@ -46,7 +46,7 @@ impl AtomicFile {
         if target.file_name().is_none() {
             return Err(Error::new(Kind::Usage, format!("output '{}' names no file", target.display())));
         }
-        let dir = directory(target);
+        let dir = parent(target);
         let unwritable = |e| {
             Error::output(format!("cannot write to {}", dir.display()), e)
                 .hint("Choose another place with --output-dir.")
@@ -88,6 +88,10 @@ impl AtomicFile {
 }
 
 /// Gives a file that is on the disk its name.
+///
+/// # Errors
+/// `Usage` if there is something that may not be replaced; `Resources` if the disk fails, which, when only the directory cannot
+/// be flushed, leaves the whole file in its place.
 fn persist(temp: TempPath, target: &Path, force: bool) -> Result<()> {
     if force {
         temp.persist(target)
@@ -98,12 +102,20 @@ fn persist(temp: TempPath, target: &Path, force: bool) -> Result<()> {
             _ => Error::output(format!("cannot rename to {}", target.display()), e.error),
         })?;
     }
-    sync_parent(target)
+    sync_parent(target).map_err(|e| in_place(e, target))
+}
+
+/// Says what there is of a result whose directory could not be flushed.
+fn in_place(e: Error, target: &Path) -> Error {
+    e.hint(format!(
+        "{} is complete and in its place, but a power cut may take its name away.",
+        target.display()
+    ))
 }
 
 /// Makes the name of a file or directory last.
 pub fn sync_parent(target: &Path) -> Result<()> {
-    let dir = directory(target);
+    let dir = parent(target);
     let synced = File::open(dir).and_then(|d| d.sync_all());
     synced.map_err(|e| Error::output(format!("cannot flush the directory {}", dir.display()), e))
 }
@@ -151,7 +163,7 @@ fn exists(target: &Path) -> Error {
 }
 
 /// The directory of a path; that of a bare file name is the current one.
-fn directory(path: &Path) -> &Path {
+pub fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -192,6 +204,7 @@ pub fn reserve(file: &File, size: u64) -> Result<()> {
         let error = io::Error::last_os_error();
         if failed && matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)) {
             return Err(Error::output(format!("cannot reserve {size} bytes on the disk"), error)
+                .missing(size)
                 .hint("Free some space or choose another disk with --output-dir."));
         }
     }

@@ -106,6 +106,16 @@ impl Error {
         Error::new(kind, what).because(e)
     }
 
+    /// Says how much is missing, if this is an error of a full disk that was still to take so many bytes.
+    pub fn missing(mut self, bytes: u64) -> Self {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let cause = self.source.as_ref().and_then(|source| source.downcast_ref::<std::io::Error>());
+        if cause.is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge)) {
+            self.message += &format!(" ({bytes} bytes are still to be written)");
+        }
+        self
+    }
+
     /// Which kind it is.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tempfile::Builder;
 
-use super::{RANDOM, TEMPORARY, directory, is_temporary};
+use super::{RANDOM, TEMPORARY, is_temporary, parent};
 use crate::error::{Error, Kind, Result};
 
 /// How often it is looked whether the others are gone: two that begin at the same moment both step back, for times that
@@ -32,7 +32,7 @@ pub(super) fn claim<T: AsRef<Path>>(
     target: &Path,
     make: impl Fn(&Builder<'_, '_>, &Path) -> io::Result<T>,
 ) -> Result<(T, Option<File>)> {
-    let (dir, name) = (directory(target), target.file_name().unwrap_or_default().to_string_lossy());
+    let (dir, name) = (parent(target), target.file_name().unwrap_or_default().to_string_lossy());
     let unwritable = |e| {
         Error::output(format!("cannot write to {}", dir.display()), e)
             .hint("Choose another place with --output-dir.")
@@ -62,7 +62,7 @@ pub(super) fn claim<T: AsRef<Path>>(
 /// Removes what dead writers have left of `target`.
 pub fn remove_abandoned(target: &Path) {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    others(directory(target), &name, Path::new(""));
+    others(parent(target), &name, Path::new(""));
 }
 
 /// Whether this is still the file at `path`.

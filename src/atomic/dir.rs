@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{check_space, claim, directory, exists, reserve, sync_parent, umask};
+use super::{check_space, claim, exists, in_place, parent, reserve, sync_parent, umask};
 use crate::error::{Error, Kind, Result};
 
 /// A directory that is being filled under a temporary name beside its target. Dropped without [`AtomicDir::commit`], it
@@ -31,7 +31,7 @@ impl AtomicDir {
         if target.file_name().is_none() {
             return Err(Error::new(Kind::Usage, format!("output '{}' has no name", target.display())));
         }
-        let parent = directory(target);
+        let parent = parent(target);
         let unwritable = |e| {
             Error::output(format!("cannot write to {}", parent.display()), e)
                 .hint("Choose another place with --output-dir.")
@@ -70,6 +70,7 @@ impl AtomicDir {
         let file = self.create_file(name, bytes.len() as u64)?;
         file.write_all_at(bytes, 0)
             .map_err(|e| Error::output(format!("cannot write {}", self.target.join(name).display()), e))
+            .map_err(|e| e.missing(bytes.len() as u64))
     }
 
     /// Flushes all files to the disk, and their names.
@@ -99,7 +100,7 @@ pub(super) fn rename(dir: &Path, target: &Path, force: bool) -> Result<()> {
         Err(e) if is_full(&e) => return Err(exists(target)),
         Err(e) => return Err(unnamed(e)),
     }
-    sync_parent(target)
+    sync_parent(target).map_err(|e| in_place(e, target))
 }
 
 /// Refuses an output directory that exists, unless it is empty or, with `force`, holds a model and nothing else.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{TempDir, TempPath};
 
-use super::{claim, directory, persist, refuse_existing, refuse_existing_dir, rename_dir};
+use super::{claim, parent, persist, refuse_existing, refuse_existing_dir, rename_dir};
 use crate::error::{Error, Kind, Result};
 
 /// A result, file or directory, that is made in a directory of its own beside its target. Dropped without
@@ -29,7 +29,7 @@ impl Staged {
         let name = target
             .file_name()
             .ok_or_else(|| Error::new(Kind::Usage, format!("output '{}' has no name", target.display())))?;
-        let parent = directory(target);
+        let parent = parent(target);
         let unwritable = |e| {
             Error::output(format!("cannot write to {}", parent.display()), e)
                 .hint("Choose another place with --output-dir.")

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::checkpoints::CheckpointArgs;
 use super::compute::Compute;
 use super::output::{Output, duration, fields, thousands};
-use super::result_file::ResultFile;
 use super::terminal::Terminal;
 use super::{CANCEL, Global};
 use crate::error::{Error, Kind, Result};
 use crate::eval::report::{Comparison, Evaluation};
 use crate::eval::windows;
-use crate::pipeline::evaluate::{Config, Report, TextConfig, evaluate};
+use crate::pipeline::evaluate::{Config, Report, ReportFile, TextConfig, evaluate};
 
 /// Measure a model's perplexity on a text, and its KL divergence from a reference
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,8 @@ pub(super) struct Args {
     /// Accept a key of config.json that is not understood; may be repeated
     #[arg(long, value_name = "KEY")]
     ignore_config: Vec<String>,
+    #[command(flatten)]
+    checkpoints: CheckpointArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -95,19 +97,17 @@ impl CutArgs {
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let file = args.output.as_deref().map(|path| ResultFile::new(path, args.force)).transpose()?;
     let config = Config {
         model: args.model.clone(),
         reference: args.reference.clone(),
         text: args.cut.text(Some(args.data.clone())),
         ignore_config: args.ignore_config.clone(),
         compute: args.compute.into(),
+        output: args.output.clone().map(|path| ReportFile { path, force: args.force }),
+        checkpoint: args.checkpoints.settings_beside("evaluate", args.output.as_deref())?,
         threads: global.threads(),
     };
     let report = evaluate(&config, &CANCEL, terminal)?;
-    if let Some(file) = file {
-        file.write_json(&report)?;
-    }
     let verdict = judge(args, &report.evaluation);
     if verdict.is_err() && output.is_json() {
         // One object holds both what was measured and what is wrong with it.
@@ -141,7 +141,7 @@ pub(super) fn limit(text: &str) -> Result<f64, String> {
 
 fn describe(report: &Report) -> String {
     let mut rows = vec![("Model", format!("{} ({})", report.model, report.format))];
-    if let (Some(name), Some(format)) = (&report.reference, report.reference_format) {
+    if let (Some(name), Some(format)) = (&report.reference, &report.reference_format) {
         rows.push(("Reference", format!("{name} ({format})")));
     }
     rows.push(("Data", report.data.clone()));

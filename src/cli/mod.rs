@@ -8,6 +8,7 @@ mod convert;
 pub mod data;
 mod evaluate;
 mod info;
+mod last_words;
 mod measure;
 mod output;
 mod quantize;
@@ -22,6 +23,7 @@ use crate::backend::DeviceName;
 use crate::cancel::Cancel;
 use crate::error::{Kind, Result};
 use crate::pipeline::memory;
+pub use last_words::Allocator;
 use output::Output;
 use terminal::Terminal;
 
@@ -72,6 +74,10 @@ struct Global {
     /// Where the work is done: cpu, cuda:N (the GPU of this number; several as cuda:0,cuda:1) or auto (a GPU if there is one)
     #[arg(long, global = true, value_name = "DEVICE", default_value = "cpu")]
     device: String,
+    /// Allocate no more memory than this (512MB, 2GB; mapped model files not counted): plans are chosen to fit, and a job that
+    /// cannot is refused [default: what the control group allows]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = memory::parse_size)]
+    memory_limit: Option<u64>,
 }
 
 impl Global {
@@ -121,6 +127,7 @@ pub fn main() -> ExitCode {
     memory::keep_freed();
     let cli = Cli::parse();
     let output = Output::new(cli.global.format, cli.global.verbosity);
+    last_words::prepare(output.is_json());
     start_logs(cli.global.verbosity);
     bus::handle(cli.global.format);
     // Without the handler a signal still ends the program, and the temporary file with it at the next run.
@@ -143,6 +150,10 @@ pub fn main() -> ExitCode {
 
 fn run(cli: &Cli, output: &Output, terminal: &Terminal) -> Result<()> {
     let device = cli.global.device()?;
+    if let Some(bytes) = cli.global.memory_limit {
+        // A GPU's driver reserves far more than it uses; only plans keep to the limit then.
+        memory::set(bytes, device == DeviceName::Cpu)?;
+    }
     match &cli.command {
         Command::Quantize(args) => quantize::run(args, &cli.global, output, terminal),
         Command::Convert(args) => convert::run(args, &cli.global, output, terminal),

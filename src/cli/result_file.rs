@@ -3,8 +3,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use crate::atomic::{AtomicFile, refuse_existing};
 use crate::error::{Error, Result};
 
@@ -22,13 +20,6 @@ impl ResultFile {
         refuse_existing(path, force)
             .map_err(|e| e.hint("Pass --force to overwrite a file, or choose another name."))?;
         Ok(ResultFile { path: path.to_owned(), force })
-    }
-
-    /// Writes a result as JSON.
-    pub(super) fn write_json(self, value: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(value).expect("reports are plain data");
-        text.push('\n');
-        self.write(&text)
     }
 
     /// Writes a text.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::Model;
 use crate::source::dense::Dense;
 
 /// One tensor.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TensorBits {
     /// Name in GGUF; the experts of a layer count together.
     pub name: String,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::decoder::{Hidden, Layer, LinearId, Tap};
 use crate::error::{Error, Kind, Result};
@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 const TOKENS: usize = 512;
 
 /// One layer of a model beside the same layer of its reference.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayerError {
     /// The layer, from 0.
     pub layer: usize,
@@ -27,10 +27,10 @@ pub struct LayerError {
 }
 
 /// The outputs of one matrix, its bias included, on the inputs that it has in the reference.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinearError {
     /// Its name in GGUF, without layer and ending: `attn_q`. Experts count together.
-    pub name: &'static str,
+    pub name: String,
     /// The squares of the differences over the squares of the reference's outputs.
     pub nmse: f64,
 }
@@ -103,7 +103,10 @@ impl<'a> LinearErrors<'a> {
             order[place].1.error += squares.error;
             order[place].1.energy += squares.energy;
         }
-        order.into_iter().map(|(name, squares)| LinearError { name, nmse: squares.nmse() }).collect()
+        order
+            .into_iter()
+            .map(|(name, squares)| LinearError { name: name.into(), nmse: squares.nmse() })
+            .collect()
     }
 }
 

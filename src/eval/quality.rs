@@ -1,24 +1,24 @@
 //! A model beside the one that it was made from: how far its predictions have moved, and where that comes from.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::bits::TensorBits;
 use super::layers::LayerError;
 use super::report::Evaluation;
 
 /// What was found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Quality {
     /// Always `success`; a failure has no report.
-    pub status: &'static str,
+    pub status: String,
     /// The model, as it was given.
     pub model: String,
     /// Its format.
-    pub format: &'static str,
+    pub format: String,
     /// The reference, as it was given.
     pub reference: String,
     /// Its format.
-    pub reference_format: &'static str,
+    pub reference_format: String,
     /// Where the text comes from.
     pub data: String,
     /// Bits per weight of the model's matrices, scales and zero points included.
@@ -40,11 +40,11 @@ pub struct Quality {
 
 impl Quality {
     /// Names of the matrices that some layer has, in the order of the computation.
-    pub fn linears(&self) -> Vec<&'static str> {
-        let mut names = Vec::new();
+    pub fn linears(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
         for linear in self.layers.iter().flat_map(|layer| &layer.linears) {
-            if !names.contains(&linear.name) {
-                names.push(linear.name);
+            if !names.contains(&linear.name.as_str()) {
+                names.push(&linear.name);
             }
         }
         names

@@ -1,13 +1,13 @@
 //! What an evaluation found, summed up for people and machines.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::score::{Compared, Score};
 use super::statistics::{Mean, percentile};
 use super::windows::{Protocol, Windows};
 
 /// Perplexity, and with a reference how far the predictions have moved. Divergences are in nats.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evaluation {
     /// How the text was cut and what was scored.
     pub protocol: Protocol,
@@ -31,7 +31,7 @@ pub struct Evaluation {
 }
 
 /// A model against its reference.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Comparison {
     /// The reference's perplexity.
     pub reference_perplexity: f64,
@@ -56,7 +56,7 @@ pub struct Comparison {
 }
 
 /// Values below which so many percent lie.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Percentiles {
     #[serde(rename = "50")]
@@ -70,22 +70,22 @@ pub struct Percentiles {
 }
 
 /// Means over the windows, one for each scored position.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Positions {
     /// The position that was predicted from, from 0.
     pub position: Vec<usize>,
     /// Negative log-likelihood.
     pub nll: Vec<f64>,
     /// KL divergence.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kl_divergence: Vec<f64>,
     /// Share of equal first choices.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top1_agreement: Vec<f64>,
 }
 
 /// One window.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Chunk {
     /// Tokens that were scored.
     pub tokens: usize,

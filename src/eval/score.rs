@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::progress::{Progress, Unit};
 
 /// Bytes of a piece of the head in memory, and of the logits computed with it; two of each with a reference.
-const PIECE_BYTES: usize = 64 << 20;
+pub const PIECE_BYTES: usize = 64 << 20;
 
 /// What one token cost.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
 /// How a text is cut and what is scored. Perplexities of different protocols cannot be compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Protocol {
     /// Windows back to back; at every position the next token is scored, at a window's last one that with which the next
     /// window begins. BOS stands before the whole text if the model wants it, as transformers' tokenizers put it. The

@@ -185,9 +185,9 @@ impl ShardWriter {
         let place = self.layout.places.get(name).unwrap_or_else(|| panic!("{name} is not in the layout"));
         let written = self.written.get_mut(name).expect("every place is counted");
         assert!(*written + bytes.len() as u64 <= place.len, "more bytes than {name} has");
-        self.files[place.shard]
-            .write_all_at(bytes, place.start + *written)
-            .map_err(|e| unwritable(&self.layout.shards[place.shard].name, e))?;
+        self.files[place.shard].write_all_at(bytes, place.start + *written).map_err(|e| {
+            unwritable(&self.layout.shards[place.shard].name, e).missing(place.len - *written)
+        })?;
         *written += bytes.len() as u64;
         Ok(())
     }

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::packed::Scheme;
 use crate::format::packed::config::Stated;
 use crate::progress::Progress;
+use crate::source::safetensors::weight_files;
 use crate::source::{Need, SourceModel};
 
 /// A format of models.
@@ -133,7 +134,7 @@ fn stated(source: &SourceModel) -> Result<Option<Stated>> {
         false => Value::Null,
     };
     let stated = Stated::find(dir, &config)?;
-    let weights = weights(dir)?;
+    let weights = weight_files(dir)?;
     let mut found = Vec::new();
     let mut missing = Vec::new();
     match (&config, &stated) {
@@ -173,16 +174,6 @@ fn stated(source: &SourceModel) -> Result<Option<Stated>> {
 
 fn name_of(stated: &Stated) -> String {
     stated.opt_str(&["quant_method", "method"]).ok().flatten().unwrap_or("method not stated").to_owned()
-}
-
-/// The names of the safetensors files in a directory.
-fn weights(dir: &Path) -> Result<Vec<String>> {
-    let listed =
-        std::fs::read_dir(dir).map_err(|e| Error::io(format!("cannot read {}", dir.display()), e))?;
-    let names = listed.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut found: Vec<String> = names.filter(|name| name.ends_with(".safetensors")).collect();
-    found.sort();
-    Ok(found)
 }
 
 fn has_pickles(dir: &Path) -> bool {

@@ -1,4 +1,10 @@
-//! How much memory the process has used.
+//! How much memory the process has used, and how much it may use.
+
+mod limit;
+mod need;
+
+pub use limit::{Budget, asked, parse_size, set};
+pub use need::{computing, inner, program, scoring, states};
 
 /// Peak resident memory in bytes, mapped files included, or `None` where the system does not say.
 pub fn peak_resident() -> Option<u64> {

@@ -14,4 +14,5 @@ pub mod memory;
 pub mod model;
 pub mod outcome;
 pub mod quality;
+pub mod tune;
 pub mod verify;

@@ -308,17 +308,29 @@ fn check_index(
     Ok(())
 }
 
+/// The names of the safetensors files in a directory, in order.
+///
+/// # Errors
+/// Those of reading it: a file that is overlooked would be a model with weights missing.
+pub fn weight_files(dir: &Path) -> Result<Vec<String>> {
+    let unreadable = |e| Error::io(format!("cannot read {}", dir.display()), e);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        if let Ok(name) = entry.map_err(unreadable)?.file_name().into_string()
+            && name.ends_with(".safetensors")
+        {
+            found.push(name);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 fn find_single(dir: &Path) -> Result<Vec<String>> {
     if inside::is_file(&dir.join("model.safetensors"))? {
         return Ok(vec!["model.safetensors".into()]);
     }
-    let entries =
-        std::fs::read_dir(dir).map_err(|e| Error::io(format!("cannot read {}", dir.display()), e))?;
-    let mut found: Vec<String> = entries
-        .filter_map(|e| e.ok()?.file_name().into_string().ok())
-        .filter(|name| name.ends_with(".safetensors"))
-        .collect();
-    found.sort();
+    let found = weight_files(dir)?;
     match found.len() {
         1 => Ok(found),
         0 => Err(Error::new(Kind::NotFound, format!("{} holds no safetensors file", dir.display()))

@@ -69,6 +69,39 @@ fn an_evaluation_can_be_stopped() {
     assert!(rest.contains("interrupted"), "{rest}");
 }
 
+/// The first signal waits until the tokens at hand have gone through the layer; the second does not.
+#[test]
+fn a_second_signal_ends_the_program_at_once_and_harms_nothing() {
+    let case = Case::large();
+    let output = case.out().join("q.json");
+    std::fs::create_dir(case.out()).unwrap();
+    let (model, data, out) = (text(&case.model()), text(&data("text/evaluation.txt")), text(&output));
+    // One batch of tokens, for which a layer takes about a second here.
+    let args =
+        ["evaluate", &model, "--data", &data, "--ctx", "128", "--chunks", "16", "-o", &out, "--threads", "1"];
+    let start = || {
+        let mut command = program();
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
+    };
+    let mut child = start();
+    let state = case.out().join("q.json.checkpoint/checkpoint.json");
+    while !state.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "there never was a checkpoint");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    stop(&child, libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(30));
+    stop(&child, libc::SIGTERM);
+    let signalled = Instant::now();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(signalled.elapsed() < Duration::from_secs(2), "it leaves at once: {:?}", signalled.elapsed());
+    assert_eq!(entries(&case.out()), ["q.json.checkpoint"]);
+    let output = start().wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("of 4 layers are done"), "{said}");
+    assert_eq!(entries(&case.out()), ["q.json"]);
+}
+
 /// The result is complete when it is measured, and has no name yet.
 #[test]
 fn a_conversion_can_be_stopped_and_harms_nothing() {

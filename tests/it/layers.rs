@@ -27,7 +27,7 @@ fn streamed(source: &Path, to: &[&str], dir: &Path) -> Vec<String> {
 }
 
 /// Sources of conversions, made once for all tests in the build's own directory.
-fn source(name: &str) -> PathBuf {
+pub(crate) fn source(name: &str) -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     let made = MADE.get_or_init(|| {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layers");

@@ -30,6 +30,10 @@ mod data_hub;
 mod decoder;
 /// Perplexity and KL divergence.
 mod evaluate;
+/// Evaluations that are killed or interrupted.
+mod evaluate_checkpoint;
+/// System calls that fail.
+mod fault;
 /// An independent parser of what the program writes.
 mod gguf_file;
 /// GGUF files as models that are computed.
@@ -63,6 +67,8 @@ mod interrupt;
 mod kill;
 /// Layers of GPTQ and AWQ that are kept, and hidden states on the disk.
 mod layers;
+/// Limits on memory, and files that change while they are read.
+mod limits;
 /// How much memory the work takes.
 mod measured;
 mod memory;
@@ -92,3 +98,5 @@ mod stop;
 mod support;
 /// What a stranger's files and other programs must not be able to do: docs/threats.md.
 mod threats;
+/// Codes, scales and norms learned by gradients.
+mod tune;

@@ -160,8 +160,14 @@ fn nothing_gets_a_name_before_it_is_on_the_disk() {
     let output = dir.path().join("out.gguf");
     let args =
         importance::arguments(&crate::support::model("llama"), &output, &["--ctx", "128", "--chunks", "2"]);
-    let Some(calls) = calls(&args) else { return };
-    assert_order(&calls, &output);
+    let Some(found) = calls(&args) else { return };
+    assert_order(&found, &output);
+    let dir = tempfile::tempdir().unwrap();
+    let (output, data) = (dir.path().join("q.json"), text(&data("text/evaluation.txt")));
+    let out = text(&output);
+    let args = ["evaluate", &model, "--data", &data, "--ctx", "32", "--chunks", "2", "-o", &out];
+    let Some(found) = calls(&args.map(String::from)) else { return };
+    assert_order(&found, &output);
 }
 
 #[test]

@@ -150,7 +150,7 @@ proptest! {
     fn gguf(matrix in matrices([1, 256])) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("all.gguf");
-        let types: Vec<GgmlType> = GgmlType::all().into_iter().filter(|ty| ty.is_writable()).collect();
+        let types: Vec<GgmlType> = GgmlType::all().filter(|ty| ty.is_writable()).collect();
         let [rows, columns] = matrix.shape;
         let infos = types.iter().map(|ty| (ty.name().to_owned(), vec![columns as u64, rows as u64], *ty));
         let layout = Layout::new(&Metadata::new(), infos);

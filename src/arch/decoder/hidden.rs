@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 
 /// Tokens that go through a layer at a time: enough for fast matrix products, and their activations are small beside the
 /// layer's weights.
-const BATCH_TOKENS: usize = 2048;
+pub const BATCH_TOKENS: usize = 2048;
 
 /// What the layers have made of some windows of tokens so far. Every window is a sequence of its own, from position 0;
 /// windows are never padded.
@@ -223,6 +223,34 @@ impl Hidden {
             i -= here;
         }
         panic!("there is no such window");
+    }
+
+    /// The states of some windows of one length: `[windows, tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Hidden::window`].
+    ///
+    /// # Panics
+    /// If there is no such window.
+    pub fn windows_of(&self, windows: &[usize]) -> Result<Tensor> {
+        let states = windows.iter().map(|i| self.window(*i)).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::stack(&states, 0)?)
+    }
+
+    /// The same states once more, in memory.
+    ///
+    /// # Errors
+    /// `Other` if they cannot be read from the disk.
+    pub fn copy(&self) -> Result<Hidden> {
+        let batch = |batch: &Batch| {
+            Ok(Batch {
+                shape: batch.shape,
+                states: States::Memory(batch.get(self.spill.as_ref())?),
+                context: batch.context.clone(),
+                held: None,
+            })
+        };
+        Ok(Hidden { batches: self.batches.iter().map(batch).collect::<Result<_>>()?, spill: None })
     }
 
     /// Number of windows.

@@ -1,6 +1,6 @@
 //! A matrix with or without a bias.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 use super::bf16::{self, Packed};
 use super::rows;
@@ -37,21 +37,28 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
-    /// Takes other weights, `[out, in]` row-major in float32. The bias stays.
+    /// Takes other weights, `[out, in]` in float32, through which gradients may flow. The bias stays.
     ///
     /// # Errors
-    /// `Other` if there are more or fewer of them.
-    pub(super) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
-        let inner = self.inner()?;
-        let shape = (weights.len() / inner.max(1), inner);
-        if shape.0 != self.outer()? {
+    /// `Other` if they are not of this shape.
+    pub(super) fn replace(&mut self, weights: Tensor) -> Result<()> {
+        let shape = (self.outer()?, self.inner()?);
+        if weights.dims() != [shape.0, shape.1] {
             return Err(Error::new(
                 Kind::Other,
-                format!("{} weights for a matrix of {shape:?}", weights.len()),
+                format!("weights of {:?} for a matrix of {shape:?}", weights.dims()),
             ));
         }
-        self.weight = Weight::F32(Tensor::from_vec(weights, shape, &Device::Cpu)?);
+        self.weight = Weight::F32(weights);
         Ok(())
+    }
+
+    /// Its weights, `[out, in]`, if they are float32.
+    pub(super) fn weight(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::F32(weight) => Some(weight),
+            Weight::Rounded(_) | Weight::Bf16(_) => None,
+        }
     }
 
     /// Number of outputs.
@@ -70,7 +77,7 @@ impl Linear {
         })
     }
 
-    /// `[tokens, in]` in, `[tokens, out]` out.
+    /// `[tokens, in]` in, `[tokens, out]` out. Gradients flow through matrices in float32.
     ///
     /// # Errors
     /// Those of candle.
@@ -122,6 +129,8 @@ impl CustomOp1 for Round {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

@@ -11,6 +11,8 @@ mod compute;
 mod exp;
 mod experts;
 mod feed_forward;
+#[cfg(test)]
+mod gradients;
 mod head;
 mod hidden;
 mod layer;
@@ -33,9 +35,10 @@ use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
 pub use compute::Compute;
 pub use head::Head;
-pub use hidden::{Hidden, Step};
+pub use hidden::{BATCH_TOKENS, Hidden, Step};
 pub use layer::Layer;
 pub use linear::Linear;
+pub use norm::Norm;
 use rope::Table;
 use schedule::{LayerKind, RopeKind};
 pub use spill::Spill;
@@ -54,7 +57,7 @@ pub struct Decoder<'a> {
 }
 
 /// What all layers need to know of sequences of one length.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Context {
     sequence: usize,
     rope: Table,
@@ -152,7 +155,15 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// As [`Decoder::layer`].
     pub fn norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.weights.need_norm("output_norm.weight", At::default())?.forward(hidden)
+        self.output_norm()?.forward(hidden)
+    }
+
+    /// Loads the norm after the last layer.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`].
+    pub fn output_norm(&self) -> Result<Norm> {
+        self.weights.need_norm("output_norm.weight", At::default())
     }
 
     /// The logits of the last layer's output: `[.., hidden]` in, `[.., vocabulary]` out. The head is read in pieces, so

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use crate::calib::builtin;
+use crate::cli::checkpoints::CheckpointArgs;
 use crate::cli::compute::Compute;
 use crate::cli::evaluate::{CutArgs, figures};
 use crate::cli::output::{Output, duration, fields};
@@ -13,7 +14,7 @@ use crate::cli::{CANCEL, Global};
 use crate::error::Result;
 use crate::eval::quality::Quality;
 use crate::html;
-use crate::pipeline::evaluate::Config;
+use crate::pipeline::evaluate::{Config, ReportFile};
 use crate::pipeline::quality::analyze;
 use crate::progress::Progress;
 
@@ -47,6 +48,8 @@ pub(in crate::cli) struct Args {
     /// Accept a key of config.json that is not understood; may be repeated
     #[arg(long, value_name = "KEY")]
     ignore_config: Vec<String>,
+    #[command(flatten)]
+    checkpoints: CheckpointArgs,
 }
 
 const NOTES: &str = "\
@@ -60,23 +63,22 @@ attn_q ..  what the matrix makes of the inputs that it has in the reference; its
 A matrix with a large error in a model with a small KL divergence does not matter much, and the other way round.";
 
 pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let file = |path: &Option<PathBuf>| path.as_deref().map(|p| ResultFile::new(p, args.force)).transpose();
-    let (json, page) = (file(&args.output)?, file(&args.html)?);
+    let page = args.html.as_deref().map(|path| ResultFile::new(path, args.force)).transpose()?;
+    let file = args.output.as_deref().or(args.html.as_deref());
     let config = Config {
         model: args.model.clone(),
         reference: Some(args.reference.clone()),
         text: args.cut.text(args.data.clone()),
         ignore_config: args.ignore_config.clone(),
         compute: args.compute.into(),
+        output: args.output.clone().map(|path| ReportFile { path, force: args.force }),
+        checkpoint: args.checkpoints.settings_beside("analyze quality", file)?,
         threads: global.threads(),
     };
     if args.data.is_none() {
         terminal.info(&format!("No --data: using the built-in text ({} kB)", builtin::size() / 1000));
     }
     let quality = analyze(&config, &CANCEL, terminal)?;
-    if let Some(file) = json {
-        file.write_json(&quality)?;
-    }
     if let Some(file) = page {
         file.write(&html::quality::page(&quality))?;
     }

@@ -35,19 +35,17 @@ impl Identity {
     /// # Errors
     /// `Invalid` if such a row holds NaN or infinity.
     pub fn with_model(self, model: &Model, weights: &dyn Dense) -> Result<Identity> {
-        let mut hash = Sha256::new();
-        let mut row = Vec::new();
-        for name in weights.names() {
-            let (Some(_), Some(shape)) = (model.spec.canonical(name), weights.shape(name)) else { continue };
-            hash.update(format!("{name} {shape:?}\n"));
-            if shape.iter().all(|size| *size > 0) && !shape.is_empty() {
-                row.resize(shape[1..].iter().product(), 0.0);
-                weights.read(name, 0..1, &mut row)?;
-                row.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
-            }
-        }
-        let config = Sha256::digest(model.config.raw().to_string());
-        Ok(self.with("config.json", hex(&config)).with("weights", hex(&hash.finalize())))
+        let (config, weights) = of_model(model, weights)?;
+        Ok(self.with("config.json", config).with("weights", weights))
+    }
+
+    /// The same with a second model, with which the first is compared.
+    ///
+    /// # Errors
+    /// As [`Identity::with_model`].
+    pub fn with_reference(self, model: &Model, weights: &dyn Dense) -> Result<Identity> {
+        let (config, weights) = of_model(model, weights)?;
+        Ok(self.with("reference's config.json", config).with("reference's weights", weights))
     }
 
     /// With token ids.
@@ -69,6 +67,23 @@ impl Identity {
             .map(|name| format!("{name} is {}, was {}", shown(self.0.get(name)), shown(other.0.get(name))))
             .collect()
     }
+}
+
+/// Hashes of a model's configuration, and of names, shapes and first rows of its tensors.
+fn of_model(model: &Model, weights: &dyn Dense) -> Result<(String, String)> {
+    let mut hash = Sha256::new();
+    let mut row = Vec::new();
+    for name in weights.names() {
+        let (Some(_), Some(shape)) = (model.spec.canonical(name), weights.shape(name)) else { continue };
+        hash.update(format!("{name} {shape:?}\n"));
+        if shape.iter().all(|size| *size > 0) && !shape.is_empty() {
+            row.resize(shape[1..].iter().product(), 0.0);
+            weights.read(name, 0..1, &mut row)?;
+            row.iter().for_each(|weight| hash.update(weight.to_le_bytes()));
+        }
+    }
+    let config = Sha256::digest(model.config.raw().to_string());
+    Ok((hex(&config), hex(&hash.finalize())))
 }
 
 /// SHA-256 of some bytes, in hexadecimal.

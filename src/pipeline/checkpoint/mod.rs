@@ -196,9 +196,7 @@ impl Checkpoint {
     ) -> Result<()> {
         let mut part = self.begin(name, bytes)?;
         let mut out = BufWriter::with_capacity(1 << 20, &mut part);
-        write(&mut out)
-            .and_then(|()| out.flush())
-            .map_err(|e| elsewhere(Error::output(format!("cannot write {name} of the checkpoint"), e)))?;
+        write(&mut out).and_then(|()| out.flush()).map_err(|e| elsewhere(unwritten(name, bytes, e)))?;
         drop(out);
         self.end(part)
     }
@@ -238,8 +236,7 @@ impl Checkpoint {
         let forgotten: Vec<String> =
             self.forgotten.drain(..).filter(|name| next.files.remove(name).is_some()).collect();
         (next.done, next.note) = (done, note);
-        next.commit(&self.dir)?;
-        self.state = next;
+        self.replace(next)?;
         for name in forgotten {
             // If it stays, the next run sweeps it.
             let _ = fs::remove_file(self.dir.join(name));
@@ -257,7 +254,10 @@ impl Checkpoint {
         let file = File::open(self.dir.join(name)).map_err(|e| damaged(format!("cannot be read: {e}")))?;
         let mut input = Hashed::new(BufReader::with_capacity(1 << 20, file));
         let made = read(&mut input);
-        io::copy(&mut input, &mut io::sink()).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        let rest = io::copy(&mut input, &mut io::sink());
+        if let Some(e) = input.failed.take().or(rest.err()) {
+            return Err(damaged(format!("cannot be read: {e}")));
+        }
         if input.finish().0 != *record {
             return Err(damaged("is not what was written".into()));
         }
@@ -287,6 +287,11 @@ impl Checkpoint {
         Ok(self.dir.join(name))
     }
 
+    /// The error for a file that is what was written and still cannot be used.
+    pub fn unusable(&self, name: &str, e: &Error) -> Error {
+        damaged(&self.dir, &format!("{name}: {e}"))
+    }
+
     /// Notes that the file or directory at `temporary` is the job's result and about to be renamed to its place: should
     /// the job be killed right after, the next run knows it for its own, and has `note`.
     pub fn seal(&mut self, temporary: &Path, note: Value) -> Result<()> {
@@ -294,9 +299,19 @@ impl Checkpoint {
             .map_err(|e| Error::output(format!("cannot look at {}", temporary.display()), e))?;
         let mut next = self.state.clone();
         (next.output, next.note) = (Some(Output::of(&metadata)), note);
-        next.commit(&self.dir)?;
-        self.state = next;
-        Ok(())
+        self.replace(next)
+    }
+
+    /// Puts `next` in the place of the state. When that fails, the state is whatever is on the disk: the file may have its name
+    /// although its directory could not be flushed, and what it speaks of must not be taken for left over.
+    fn replace(&mut self, next: State) -> Result<()> {
+        let done = next.commit(&self.dir);
+        match (&done, State::load(&self.dir)) {
+            (Ok(()), _) | (Err(_), Err(_)) => self.state = next,
+            (Err(_), Ok(Some(found))) => self.state = found,
+            (Err(_), Ok(None)) => {}
+        }
+        done
     }
 
     /// Whether the output that is there is this job's result.
@@ -319,8 +334,15 @@ impl Checkpoint {
 
     /// Removes the checkpoint; the job's result is in its place. Files that are not ours stay.
     pub fn remove(mut self, progress: &dyn Progress) {
+        // Whoever is killed now leaves files that nothing names. Beside an output it is better known to the end whose it is.
+        if self.state.output.is_none() {
+            let _ = fs::remove_file(self.dir.join(STATE));
+        }
         self.sweep(&BTreeMap::new());
-        let _ = fs::remove_file(self.dir.join(STATE));
+        // Those that are known, should the directory not have been readable.
+        for name in self.state.files.keys().map(String::as_str).chain([STATE]) {
+            let _ = fs::remove_file(self.dir.join(name));
+        }
         self.state.files.clear();
         self.state.done = 0;
         match fs::remove_dir(&self.dir) {
@@ -434,6 +456,11 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
+/// A file of the checkpoint, of so many bytes, that cannot be written.
+fn unwritten(name: &str, bytes: u64, e: io::Error) -> Error {
+    Error::output(format!("cannot write {name} of the checkpoint"), e).missing(bytes)
+}
+
 /// Where else a checkpoint can go.
 fn elsewhere(e: Error) -> Error {
     e.hint("Free some space, choose another disk with --checkpoint-dir, or do without: --no-checkpoints.")
@@ -461,11 +488,13 @@ struct Hashed<T> {
     inner: T,
     hash: Sha256,
     bytes: u64,
+    /// What went wrong while reading, for those who want to know it better than the reader tells.
+    failed: Option<io::Error>,
 }
 
 impl<T> Hashed<T> {
     fn new(inner: T) -> Self {
-        Hashed { inner, hash: Sha256::new(), bytes: 0 }
+        Hashed { inner, hash: Sha256::new(), bytes: 0, failed: None }
     }
 
     fn took(&mut self, bytes: &[u8]) {
@@ -480,9 +509,18 @@ impl<T> Hashed<T> {
 
 impl<T: Read> Read for Hashed<T> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(bytes)?;
-        self.took(&bytes[..n]);
-        Ok(n)
+        match self.inner.read(bytes) {
+            Ok(n) => {
+                self.took(&bytes[..n]);
+                Ok(n)
+            }
+            Err(e) => {
+                if e.kind() != io::ErrorKind::Interrupted {
+                    self.failed = Some(io::Error::new(e.kind(), e.to_string()));
+                }
+                Err(e)
+            }
+        }
     }
 }
 

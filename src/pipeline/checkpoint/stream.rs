@@ -5,7 +5,7 @@ use std::io::Write;
 
 use serde_json::Value;
 
-use super::{Checkpoint, PartFile};
+use super::{Checkpoint, PartFile, elsewhere};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 
@@ -117,7 +117,9 @@ impl Stream {
             Some(part) => part,
             None => self.part.insert(checkpoint.begin(&Checkpoint::name(TENSORS, self.current), self.left)?),
         };
-        part.write_all(bytes).map_err(|e| Error::output("cannot write a layer of the checkpoint", e))?;
+        part.write_all(bytes).map_err(|e| {
+            elsewhere(Error::output("cannot write a layer of the checkpoint", e).missing(self.left))
+        })?;
         self.left -= bytes.len() as u64;
         if self.left == 0 {
             checkpoint.end(self.part.take().expect("it was just written"))?;

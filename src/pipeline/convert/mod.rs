@@ -181,6 +181,8 @@ pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> 
                     text,
                     ignore_config: config.ignore_config.clone(),
                     compute: Compute::F32,
+                    output: None,
+                    checkpoint: Settings::default(),
                     threads: config.threads,
                 };
                 Evaluated::of(&evaluate::evaluate(&settings, cancel, progress)?)

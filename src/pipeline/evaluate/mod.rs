@@ -1,22 +1,29 @@
 //! Evaluates a model on a text, alone or against a reference: each goes through the text a layer at a time, over all
 //! windows, so that no more than one layer's weights are in memory.
 
+mod disk;
+mod layers;
+mod output;
 mod summary;
 mod text;
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Settings;
 use super::memory;
 use super::model::OpenModel;
-use crate::arch::decoder::{Compute, Decoder, Hidden};
+use crate::arch::decoder::Compute;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::eval::report::Evaluation;
-use crate::eval::score::{Computed, score};
-use crate::eval::windows::Windows;
-use crate::progress::{Progress, Unit};
+use crate::eval::score::score;
+use crate::progress::Progress;
+pub(super) use disk::{Disk, Pair};
+use layers::Through;
+pub use output::ReportFile;
+pub(super) use output::publish;
 pub use summary::Evaluated;
 pub use text::TextConfig;
 
@@ -33,29 +40,33 @@ pub struct Config {
     pub ignore_config: Vec<String>,
     /// What matrices are multiplied in.
     pub compute: Compute,
+    /// The file that the report is written to, if it is.
+    pub output: Option<ReportFile>,
+    /// Whether and where there is a checkpoint.
+    pub checkpoint: Settings,
     /// Worker threads.
     pub threads: usize,
 }
 
 /// The result of an evaluation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// `success`, unless the model is worse than asked for.
-    pub status: &'static str,
+    pub status: String,
     /// The model, as it was given.
     pub model: String,
     /// Its format.
-    pub format: &'static str,
+    pub format: String,
     /// The reference, as it was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
     /// Its format.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reference_format: Option<&'static str>,
+    pub reference_format: Option<String>,
     /// The text's file, as it was given, or `built-in`.
     pub data: String,
     /// What matrices were multiplied in.
-    pub compute: &'static str,
+    pub compute: String,
     /// Perplexity and comparison.
     #[serde(flatten)]
     pub evaluation: Evaluation,
@@ -69,9 +80,13 @@ pub struct Report {
 ///
 /// # Errors
 /// `NotFound`, `Invalid` or `Unsupported` for a model or a text that cannot be used, for a text shorter than a window and
-/// for a reference that makes other tokens of it; `Usage` for a window that the model cannot have; `Interrupted`.
+/// for a reference that makes other tokens of it; `Usage` for a window that the model cannot have, or a file that exists;
+/// `Checkpoint` for a checkpoint of another job; `Resources`; `Interrupted`.
 pub fn evaluate(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Result<Report> {
     let started = Instant::now();
+    if let Some(file) = &config.output {
+        file.check(&config.checkpoint)?;
+    }
     in_pool(config.threads, || {
         let text = config.text.read(cancel, progress)?;
         let open = |model: &str| OpenModel::open(model, &config.ignore_config, cancel, progress);
@@ -79,69 +94,32 @@ pub fn evaluate(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Re
         let reference = config.reference.as_deref().map(open).transpose()?;
         let windows = config.text.windows(&text, &model, reference.as_ref())?;
         drop(text);
-        let reference_through = match &reference {
-            Some(reference) => {
-                Some(Through::all_layers(reference, &windows, config.compute, cancel, progress)?)
-            }
-            None => None,
-        };
-        let through = Through::all_layers(&model, &windows, config.compute, cancel, progress)?;
-        let compared = reference_through.as_ref().map(Through::computed);
-        let scores = score(through.computed(), compared, &windows, cancel, progress)?;
-        Ok(Report {
-            status: "success",
+        let pair =
+            Pair { model: &model, reference: reference.as_ref(), windows: &windows, compute: config.compute };
+        let mut disk = Disk::open(config, pair, layers::steps(pair), progress)?;
+        if let Some(made) = disk.checkpoint.take_if(|checkpoint| checkpoint.has_made()) {
+            return made.take_report(progress);
+        }
+        let scores = layers::all_layers(pair, &mut disk, cancel, progress).and_then(|(reference, model)| {
+            let compared = reference.as_ref().map(Through::computed);
+            score(model.computed(), compared, &windows, cancel, progress)
+        });
+        let scores = scores.map_err(|e| disk.end_early(e, progress))?;
+        let report = Report {
+            status: "success".into(),
             model: config.model.clone(),
-            format: model.format,
+            format: model.format.into(),
             reference: config.reference.clone(),
-            reference_format: reference.as_ref().map(|r| r.format),
+            reference_format: reference.as_ref().map(|r| r.format.into()),
             data: config.text.source(),
-            compute: config.compute.name(),
+            compute: config.compute.name().into(),
             evaluation: Evaluation::new(&windows, &scores),
             duration_seconds: started.elapsed().as_secs_f64(),
             peak_memory_bytes: memory::peak_resident(),
-        })
+        };
+        publish(&report, config.output.as_ref(), disk.checkpoint, progress)?;
+        Ok(report)
     })
-}
-
-/// A model, and what its last layer makes of all windows.
-struct Through<'a> {
-    decoder: Decoder<'a>,
-    hidden: Hidden,
-}
-
-impl<'a> Through<'a> {
-    fn all_layers(
-        model: &'a OpenModel,
-        windows: &Windows,
-        compute: Compute,
-        cancel: &Cancel,
-        progress: &dyn Progress,
-    ) -> Result<Through<'a>> {
-        let decoder = model.decoder()?.compute_in(compute);
-        progress.begin(&format!("Computing {}", model.name), decoder.layers() as u64, Unit::Layers);
-        let hidden = all_layers(&decoder, windows, cancel, progress);
-        progress.end();
-        Ok(Through { hidden: hidden?, decoder })
-    }
-
-    fn computed(&self) -> Computed<'_> {
-        Computed { decoder: &self.decoder, hidden: &self.hidden }
-    }
-}
-
-fn all_layers(
-    decoder: &Decoder<'_>,
-    windows: &Windows,
-    cancel: &Cancel,
-    progress: &dyn Progress,
-) -> Result<Hidden> {
-    let mut hidden = Hidden::embed(decoder, windows.inputs())?;
-    for i in 0..decoder.layers() {
-        cancel.check()?;
-        hidden.advance(&decoder.layer(i)?, &mut (), cancel)?;
-        progress.advance(1);
-    }
-    Ok(hidden)
 }
 
 /// Runs `work` on so many threads.

@@ -2,6 +2,7 @@
 
 mod chunk;
 mod metadata;
+mod need;
 mod params;
 mod plan;
 pub mod report;
@@ -179,6 +180,7 @@ impl Job {
     fn run_here(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome<Report>> {
         let started = Instant::now();
         let targets = self.targets(progress)?;
+        let buffers = need::affordable_buffers(&self.model, &targets, self.config.backend.batch())?;
         let steps = steps(self.layout.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor.bytes())));
         let checkpoint = match self.open_checkpoint(&targets, steps.len(), progress)? {
             Some(made) if made.has_made() => return Ok(Outcome::Finished(Box::new(made))),
@@ -186,7 +188,7 @@ impl Job {
         };
         let mut file = AtomicFile::create(&self.config.output, self.layout.file_bytes(), self.config.force)?;
         let mut kept = Stream::new(checkpoint, steps);
-        match self.make(&mut file, &targets, &mut kept, started, progress, cancel) {
+        match self.make(&mut file, (&targets, buffers), &mut kept, started, progress, cancel) {
             Ok(report) => Ok(Outcome::Made(Box::new(Made {
                 report,
                 moved: Moved::default(),
@@ -201,7 +203,7 @@ impl Job {
     fn make(
         &self,
         file: &mut AtomicFile,
-        targets: &[Target<'_>],
+        (targets, buffers): (&[Target<'_>], usize),
         kept: &mut Stream,
         started: Instant,
         progress: &dyn Progress,
@@ -212,7 +214,7 @@ impl Job {
         let left = self.planned[kept.done()..].iter().map(Planned::len).sum();
         progress.begin(&format!("Quantizing to GGUF {}", self.config.level.name), left, Unit::Weights);
         let destination = Destination { file: file.file(), layout: self.layout.clone(), kept };
-        let written = stream::write_all(destination, targets, backend, simd, progress, cancel);
+        let written = stream::write_all(destination, targets, backend, simd, buffers, progress, cancel);
         progress.end();
         let anonymous = written?;
         let mut times = Times { encode: started.elapsed(), ..Times::default() };

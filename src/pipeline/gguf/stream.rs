@@ -50,32 +50,39 @@ pub(super) struct Destination<'a> {
     pub(super) kept: &'a mut Stream,
 }
 
-/// Encodes all `targets`. Returns the most memory that the program had allocated at any time, in bytes.
+/// How many chunks may wait for their turn if memory is plenty.
+pub(super) fn buffers(batch: Batch) -> usize {
+    let threads = rayon::current_num_threads() * BUFFERS_PER_THREAD;
+    match batch {
+        Batch::Core => BUFFERS.max(threads),
+        Batch::All => threads,
+    }
+}
+
+/// Encodes all `targets`, with at most so many chunks waiting for their turn. Returns the most memory that the program had allocated at any time, in bytes.
 pub(super) fn write_all(
     destination: Destination<'_>,
     targets: &[Target<'_>],
     backend: &dyn Backend,
     simd: Simd,
+    most_buffers: usize,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<u64> {
     let Destination { file, layout, kept } = destination;
     let chunks = chunks(targets, backend.batch());
     let sizes: Vec<u64> = layout.tensors().iter().map(TensorInfo::bytes).collect();
+    let size = layout.file_bytes();
     let mut writer = Writer::new(file, layout).map_err(cannot_write)?;
     kept.replay(sizes, |_, bytes| writer.write(bytes).map_err(cannot_write))?;
     let first = chunks.partition_point(|chunk| chunk.tensor < kept.done());
-    let threads = rayon::current_num_threads() * BUFFERS_PER_THREAD;
-    let buffers = match backend.batch() {
-        Batch::Core => BUFFERS.max(threads),
-        Batch::All => threads,
-    };
+    let buffers = buffers(backend.batch()).min(most_buffers).max(1);
     let line = Line {
         next_to_take: first,
         next_to_write: first,
         early: BTreeMap::new(),
         empty: vec![Vec::new(); buffers],
-        sink: Some(Sink { writer, kept, started: 0, measured: 0, peak: 0 }),
+        sink: Some(Sink { writer, kept, size, started: 0, measured: 0, peak: 0 }),
         failed: None,
     };
     let job = Job {
@@ -254,6 +261,8 @@ impl<'a> Job<'a> {
 struct Sink<'a> {
     writer: Writer<&'a mut File>,
     kept: &'a mut Stream,
+    /// Bytes of the whole file.
+    size: u64,
     /// Bytes that the kernel has been told to write to the disk.
     started: u64,
     /// Bytes after which memory was measured last.
@@ -288,7 +297,8 @@ impl Sink<'_> {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write(bytes).map_err(cannot_write)?;
+        let left = self.size.saturating_sub(self.writer.position());
+        self.writer.write(bytes).map_err(|e| cannot_write(e).missing(left))?;
         self.kept.write(bytes)
     }
 

@@ -1,9 +1,12 @@
 //! Sums of squares of all inputs of a model's matrices, layer by layer, with a checkpoint after each.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use super::{Collect, Report};
-use crate::arch::decoder::{Decoder, Hidden, Input, LinearId, Tap};
+use crate::arch::decoder::{Compute, Decoder, Hidden, Input, LinearId, Spill, Tap};
+use crate::atomic::parent;
 use crate::calib::chunks::{Chunking, chunks};
 use crate::calib::guard::Guard;
 use crate::calib::imatrix::{Format, Sums};
@@ -11,6 +14,7 @@ use crate::calib::squares::Squares;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
+use crate::pipeline::memory::{self, Budget};
 use crate::pipeline::model::OpenModel;
 use crate::progress::{Progress, Unit};
 
@@ -56,6 +60,7 @@ pub(super) fn collect(
         .with("compute", job.compute.name())
         .with_model(&open.model, &*open.weights)?
         .with_tokens(&windows);
+    let on_disk = fit(&open, &windows, job.compute)?;
     let checkpoint = Checkpoint::open(settings, identity, decoder.layers(), progress)?;
     let checkpoint = match checkpoint {
         Some(made) if made.has_made() => {
@@ -66,8 +71,28 @@ pub(super) fn collect(
     let mut sums = Sums::new(u32::try_from(length).unwrap_or(u32::MAX));
     sums.datasets.push(job.data.source().to_owned());
     let head = job.process_output && has_head(&open, progress);
-    let pass = Pass { open: &open, decoder, windows, head, sums, dropped: 0, checkpoint, cancel, progress };
+    let disk = on_disk.then(|| match &checkpoint {
+        Some(checkpoint) => checkpoint.dir().to_owned(),
+        None => parent(&settings.output).to_owned(),
+    });
+    let pass =
+        Pass { open: &open, decoder, windows, head, disk, sums, dropped: 0, checkpoint, cancel, progress };
     Ok(Outcome::Collected(Box::new(pass.run()?)))
+}
+
+/// Whether hidden states must be on the disk so that the job fits the memory it may take.
+///
+/// # Errors
+/// `Resources` if it does not fit even so.
+fn fit(open: &OpenModel, windows: &[Vec<u32>], compute: Compute) -> Result<bool> {
+    let budget = Budget::of_process();
+    let model = &open.model;
+    // The sums of two layers, and those of all as a file.
+    let sums = 64 * (model.hyper.layers * (4 * model.hyper.hidden + memory::inner(model))) as u64;
+    let program = memory::program(model, rayon::current_num_threads());
+    let least = program + memory::computing(model, compute, windows) + sums;
+    budget.require(least, "Give it more memory, or take fewer --threads or a shorter --ctx.")?;
+    Ok(!budget.allows(least + memory::states(model, windows)))
 }
 
 fn check_context(open: &OpenModel, length: usize) -> Result<()> {
@@ -100,6 +125,8 @@ struct Pass<'a> {
     windows: Vec<Vec<u32>>,
     /// Whether the head's input is collected.
     head: bool,
+    /// Where hidden states are kept if not in memory.
+    disk: Option<PathBuf>,
     sums: Sums,
     dropped: u64,
     checkpoint: Option<Checkpoint>,
@@ -131,8 +158,9 @@ impl Pass<'_> {
     fn restore(&mut self) -> Result<usize> {
         let Some(checkpoint) = &self.checkpoint else { return Ok(0) };
         for layer in 0..checkpoint.done() {
-            let path = checkpoint.path(&Checkpoint::name("sums", layer))?;
-            self.sums.add(Sums::load(&path, self.sums.chunk_size)?)?;
+            let name = Checkpoint::name("sums", layer);
+            let sums = Sums::load(&checkpoint.path(&name)?, self.sums.chunk_size);
+            self.sums.add(sums.map_err(|e| checkpoint.unusable(&name, &e))?)?;
         }
         self.dropped = checkpoint.note()[DROPPED].as_u64().unwrap_or(0);
         Ok(checkpoint.done())
@@ -144,12 +172,14 @@ impl Pass<'_> {
         if done == layers && !self.head {
             return Ok(());
         }
+        let bytes = Hidden::bytes_of(&self.decoder, &self.windows);
+        let spill = self.disk.as_deref().map(|disk| Spill::create(disk, bytes)).transpose()?;
         let mut hidden = match &self.checkpoint {
             Some(checkpoint) if done > 0 => checkpoint
                 .get(&Checkpoint::name("hidden", done - 1), |input| {
-                    Hidden::read(&self.decoder, &self.windows, None, input)
+                    Hidden::read(&self.decoder, &self.windows, spill, input)
                 })?,
-            _ => Hidden::embed(&self.decoder, &self.windows)?,
+            _ => Hidden::embed_in(&self.decoder, &self.windows, spill)?,
         };
         for layer in done..layers {
             self.cancel.check()?;

@@ -5,6 +5,7 @@ mod entries;
 mod grams;
 pub mod matrices;
 mod names;
+mod need;
 pub mod part;
 mod plan;
 pub mod report;

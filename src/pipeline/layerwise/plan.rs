@@ -8,6 +8,7 @@ use regex::Regex;
 use serde_json::json;
 
 use super::entries::{entries, leave_out};
+use super::need::{Frugality, Need};
 use super::report::{Report, Times, share_errors};
 use super::verify::verify;
 use super::{LeftOut, Matrix, Method, Results, Walk, Watch, matrices};
@@ -18,8 +19,10 @@ use crate::calib::rows::{Limits, Rows};
 use crate::error::{Error, Kind, Result};
 use crate::format::packed::{Container, Entry, Layout, PackedWriter, Target};
 use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
+use crate::pipeline::memory::Budget;
 use crate::pipeline::model::{OpenModel, Origin};
 use crate::pipeline::outcome::{Made, Outcome, Unnamed};
+use crate::pipeline::tune;
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::dense::Dense;
@@ -52,6 +55,8 @@ pub struct Options {
     pub threads: usize,
     /// What quantizes the matrices.
     pub backend: Arc<dyn Backend>,
+    /// How the quantized matrices are tuned, if they are.
+    pub tune: Option<tune::Settings>,
 }
 
 /// A model, understood, and what is to become of each of its tensors.
@@ -106,6 +111,9 @@ impl Plan {
                 first.name,
                 first.reason
             ));
+        }
+        if let Some(tune) = &options.tune {
+            tune.check_model(&model)?;
         }
         let entries = entries(&model, &*tensors, &matrices, &left_out, options.grid);
         Ok(Plan {
@@ -174,14 +182,18 @@ impl Plan {
 
     /// What decides the result whatever the method.
     pub(in crate::pipeline) fn identity(&self) -> Identity {
-        let Options { grid, skip, checkpoint, backend, .. } = &self.options;
-        Identity::new(&checkpoint.command)
+        let Options { grid, skip, checkpoint, backend, tune, .. } = &self.options;
+        let identity = Identity::new(&checkpoint.command)
             .with("bits", grid.bits)
             .with("group-size", i64::try_from(grid.group_size).unwrap_or(-1))
             .with("symmetric", grid.symmetric)
             .with("skip", json!(skip.iter().map(Regex::as_str).collect::<Vec<_>>()))
             // Sums of other devices differ in their last bits.
-            .with("device", backend.name())
+            .with("device", backend.name());
+        match tune {
+            Some(tune) => tune.identify(identity),
+            None => identity,
+        }
     }
 
     /// Takes `rows` through the model, has `method` quantize its matrices on the way, on the worker threads, and writes
@@ -204,6 +216,10 @@ impl Plan {
             .map_err(|e| Error::new(Kind::Resources, "cannot start worker threads").because(e))?;
         pool.install(|| {
             let started = Instant::now();
+            if let Some(tune) = &self.options.tune {
+                tune.check_rows(rows.rows.len())?;
+            }
+            let frugal = self.frugality(rows, watch.progress)?;
             let identity = identity.with_model(&self.model, &*self.tensors)?.with_tokens(&rows.rows);
             let layers = self.matrices.len();
             let checkpoint = Checkpoint::open(&self.options.checkpoint, identity, layers, watch.progress)?;
@@ -211,20 +227,28 @@ impl Plan {
                 Some(made) if made.has_made() => return Ok(Outcome::Finished(Box::new(made))),
                 other => other,
             };
-            let mut results = Results::restore(self.begin()?, checkpoint, &self.matrices, &*self.tensors)?;
-            let offload = self.offload(results.checkpoint_dir());
+            let whole = self.options.tune.as_ref().filter(|settings| settings.whole_steps > 0);
+            let (writer, matrices) = (self.begin()?, &self.matrices);
+            let mut results =
+                Results::restore(writer, checkpoint, matrices, &*self.tensors, whole.is_some())?;
+            let offload = frugal.offload.then(|| self.disk(results.checkpoint_dir()));
             let walk = Walk {
                 model: &self.model,
                 weights: &*self.tensors,
                 matrices: &self.matrices,
-                keep: !self.options.low_memory && !self.options.offload,
+                keep: !frugal.low_memory,
                 backend: &*self.options.backend,
+                tune: self.options.tune.as_ref(),
                 watch,
             };
             let mut method = method(walk);
             let mut times = Times::default();
             let mut work = || {
                 walk.go(&rows.rows, offload.as_deref(), &mut method, &mut results)?;
+                if let Some(settings) = whole {
+                    walk.tune_whole(settings, &rows.rows, &mut results)?;
+                    results.write_deferred()?;
+                }
                 share_errors(results.linears());
                 let folded = Folded::with(&*self.tensors, results.take_moved());
                 self.copy(&folded, results.writer(), watch)?;
@@ -236,11 +260,12 @@ impl Plan {
                 Ok(folded.into_moved())
             };
             let moved = work().map_err(|e| results.end_early(e, watch.progress))?;
+            let tuning = results.take_curves();
             let (directory, linears, checkpoint) = results.flush()?;
             times.flush = started.elapsed() - times.quantize - times.validate;
             let (data, bytes) = (rows.record.clone(), directory.weight_bytes);
             let format = self.container.format();
-            let report = Report::new(format, self, options, data, linears, bytes, times);
+            let report = Report::new(format, self, options, data, linears, tuning, bytes, times);
             Ok(Outcome::Made(Box::new(Made {
                 report,
                 moved,
@@ -262,13 +287,21 @@ impl Plan {
         Ok(writer)
     }
 
+    /// What is kept in memory: what was asked for, or less if it would not fit.
+    fn frugality(&self, rows: &Rows, progress: &dyn Progress) -> Result<Frugality> {
+        let Options { low_memory, offload, threads, .. } = self.options;
+        let (model, matrices, windows) = (&self.model, &self.matrices, &rows.rows);
+        let asked = Frugality { low_memory: low_memory || offload, offload };
+        Need { model, matrices, windows, threads }.choose(asked, Budget::of_process(), progress)
+    }
+
     /// The disk for hidden states, if they are kept there: that of the checkpoint, or of the output.
-    fn offload(&self, checkpoint: Option<&Path>) -> Option<PathBuf> {
+    fn disk(&self, checkpoint: Option<&Path>) -> PathBuf {
         let beside = || match self.options.output.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
             _ => PathBuf::from("."),
         };
-        self.options.offload.then(|| checkpoint.map_or_else(beside, Path::to_owned))
+        checkpoint.map_or_else(beside, Path::to_owned)
     }
 
     /// Writes the tensors that are not quantized.

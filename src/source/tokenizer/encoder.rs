@@ -56,7 +56,9 @@ impl Encoder {
             add_bos: found.add.iter().any(|(role, add)| role == "bos" && *add),
             chat_template: found.chat_template,
         };
-        let tokenizer = Tokenizer::from_file(&path).map_err(|e| {
+        let bytes =
+            std::fs::read(&path).map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?;
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| {
             Error::new(Kind::Invalid, format!("{} is not a usable tokenizer", path.display())).because(e)
         })?;
         Ok(Encoder::new(tokenizer, special))

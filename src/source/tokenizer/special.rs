@@ -3,13 +3,13 @@
 //! The rules are those of `SpecialVocab` in llama.cpp's `gguf` package, oddities included: they decide which
 //! keys a GGUF file has and in which order.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::definition::Definition;
 use super::json::{invalid, read_json, read_text, read_text_of};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::source::vocab::ChatTemplate;
 
 /// The roles that are looked for where a family asks for no others.
@@ -365,15 +365,30 @@ fn chat_template(
     })
 }
 
+/// The templates in a folder; none if there is no such folder. One that cannot be read is an error: a template less would be
+/// another model.
+fn further_templates(folder: &Path) -> Result<Vec<PathBuf>> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    let unreadable = |e| Error::io(format!("cannot read {}", folder.display()), e);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.kind(), NotFound | NotADirectory) => return Ok(Vec::new()),
+        Err(e) => return Err(unreadable(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|e| e == "jinja") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 /// `chat_template.jinja` with the further templates of its folder, else `chat_template.json`.
 fn template_files(dir: &Path) -> Result<Option<Value>> {
     if let Some(text) = read_text(&dir.join("chat_template.jinja"))? {
-        let mut more = Vec::new();
-        if let Ok(entries) = std::fs::read_dir(dir.join("additional_chat_templates")) {
-            more.extend(
-                entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "jinja")),
-            );
-        }
+        let mut more = further_templates(&dir.join("additional_chat_templates"))?;
         if more.is_empty() {
             return Ok(Some(Value::String(text)));
         }

@@ -24,8 +24,11 @@ mod tokenizer;
 
 use std::time::Duration;
 
+/// What a fuzzer does with an input.
+pub type Target = fn(&[u8]);
+
 /// Every target: the name of its fuzzer and of its directory in `corpus`, and what it does.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("chat_template", tokenizer::chat_template),
     ("checkpoint", checkpoint::checkpoint),
     ("config", config::config),

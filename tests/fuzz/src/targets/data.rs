@@ -29,7 +29,7 @@ fn read(name: &str, input: &[u8]) {
     let path = path.to_str().expect("a temporary directory has a plain name");
     // Each input is read in one of the ways in which data are read: what they cost is a matter of how much text there is.
     let way = input.len();
-    let column = (way % 7 == 0).then(|| "story".to_owned());
+    let column = way.is_multiple_of(7).then(|| "story".to_owned());
     let selection = Selection { column, ..Selection::default() };
     let Ok(data) = Dataset::open(path, selection, &Cancel::new(), &Silent) else { return };
     if way.is_multiple_of(3) {
