@@ -1,7 +1,6 @@
 //! The command line: arguments in, text or JSON out. The only place that prints.
 
 mod analyze;
-mod bus;
 mod checkpoints;
 mod compute;
 mod convert;
@@ -129,7 +128,6 @@ pub fn main() -> ExitCode {
     let output = Output::new(cli.global.format, cli.global.verbosity);
     last_words::prepare(output.is_json());
     start_logs(cli.global.verbosity);
-    bus::handle(cli.global.format);
     // Without the handler a signal still ends the program, and the temporary file with it at the next run.
     let _ = ctrlc::set_handler(|| {
         if CANCEL.request() {
