@@ -53,9 +53,11 @@ impl Output {
                 out.join("model.gguf")
             }
             "hf" => {
-                let made = text(&out.join("model"));
-                run(&["convert", &text(&source.model()), "hf", "--dtype", "f16", "-o", &made]).success();
-                out.join("model").join(only(&entries(&out.join("model"))))
+                source.quantize("F16", &[]).success();
+                let gguf = text(&source.out().join(only(&entries(&source.out()))));
+                let made = text(&out);
+                run(&["convert", &gguf, "hf", "--dtype", "f16", "-o", &made, "-n", "model"]).success();
+                out.join("model")
             }
             "gptq" => packed_copy(&source, &packed::gptq(GRID, Version::V2), &out),
             "awq" => packed_copy(&source, &Container::Awq(AwqConfig { group_size: Some(32) }), &out),

@@ -59,8 +59,23 @@ fn links_out_of_the_model_are_not_followed() {
     let case = Case::generate(&SMALL, 1);
     move_out(&case, "LICENSE");
     let out = text(&case.out());
-    run(&["convert", &text(&case.model()), "hf", "-o", &out])
-        .failure(6, &["LICENSE", "out of the model's directory"]);
+    let data = text(&data("text/evaluation.txt"));
+    let model = text(&case.model());
+    let args = [
+        "quantize",
+        &model,
+        "awq",
+        "-q",
+        "4bit",
+        "--group-size",
+        "32",
+        "--calibration-data",
+        &data,
+        "-o",
+        &out,
+    ];
+    let few = ["--seq-len", "16", "--calibration-samples", "2"];
+    run(&[&args[..], &few].concat()).failure(6, &["LICENSE", "out of the model's directory"]);
     assert_eq!(entries(&case.out()), [""; 0]);
 
     // A link within the model is a file of the model.
@@ -91,7 +106,8 @@ fn outputs_have_the_permissions_that_the_user_wants() {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         run(&["quantize", &model, "gguf", "-q", "Q8_0", "-o", &out]);
         assert_eq!(mode(&case.out().join("model-Q8_0.gguf")), file);
-        run(&["convert", &model, "hf", "--dtype", "f16", "-n", "copy", "-o", &out]);
+        let gguf = text(&case.out().join("model-Q8_0.gguf"));
+        run(&["convert", &gguf, "hf", "--dtype", "f16", "-n", "copy", "-o", &out]);
         let copy = case.out().join("copy");
         assert_eq!(mode(&copy), dir);
         for name in entries(&copy) {
