@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{Collect, Report};
-use crate::arch::decoder::{Decoder, Hidden, Input, LinearId, Tap};
+use crate::arch::decoder::{Activations, Decoder, Hidden, Input, LinearId, Tap};
 use crate::calib::chunks::{Chunking, chunks};
 use crate::calib::guard::Guard;
 use crate::calib::imatrix::{Format, Sums};
@@ -166,7 +166,8 @@ impl Pass<'_> {
             let (sums, dropped) = self.statistics(|tap| {
                 hidden.states().try_for_each(|states| {
                     self.cancel.check()?;
-                    tap.input(head, &self.decoder.norm(&states?)?.flatten(0, 1)?)
+                    let normed = self.decoder.norm(&states?)?.flatten(0, 1)?;
+                    tap.input(head, &Activations::Memory(normed))
                 })
             })?;
             self.dropped += dropped;

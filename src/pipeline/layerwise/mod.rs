@@ -3,9 +3,11 @@
 
 mod entries;
 mod grams;
+mod loader;
 pub mod matrices;
 mod names;
 mod part;
+mod placement;
 mod plan;
 pub mod report;
 mod results;
