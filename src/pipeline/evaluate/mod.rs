@@ -1,6 +1,7 @@
 //! Evaluates a model on a text, alone or against a reference: each goes through the text a layer at a time, over all
 //! windows, so that no more than one layer's weights are in memory.
 
+mod judge;
 mod summary;
 mod text;
 
@@ -17,6 +18,7 @@ use crate::eval::report::Evaluation;
 use crate::eval::score::{Computed, score};
 use crate::eval::windows::Windows;
 use crate::progress::{Progress, Unit};
+pub(super) use judge::Judge;
 pub use summary::Evaluated;
 pub use text::TextConfig;
 

@@ -3,6 +3,7 @@
 
 mod entries;
 mod grams;
+mod grids;
 pub mod matrices;
 mod names;
 mod part;
@@ -13,6 +14,8 @@ mod verify;
 mod walk;
 
 pub use entries::LeftOut;
+pub(super) use grams::Grams;
+pub use grids::Grids;
 pub use matrices::Matrix;
 pub(super) use names::Names;
 pub use plan::{Options, Plan};
