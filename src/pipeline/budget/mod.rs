@@ -18,6 +18,7 @@ pub use stage::{Attempt, BudgetReport, Stage};
 
 use super::checkpoint::{Checkpoint, Settings};
 use super::evaluate::{Judge, TextConfig, in_pool};
+use super::layerwise::matrices;
 use super::model::OpenModel;
 use super::profile::{self, Profile, Sensitivities};
 use super::quiet::Quiet;
@@ -145,18 +146,23 @@ fn find_at(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Profile> {
-    let found = sensitivities(config, opened, rows, held_out, progress, cancel)?;
+    let matrices = matrices::find(&opened.model, &*opened.weights)?;
+    let units = profile::sizes(&matrices, &config.recipe.method(&config.group_sizes), config.recipe.skip());
     let bytes = match &config.recipe {
         Recipe::Gguf(_) => {
             // The file as a whole takes so many bits; what is not chosen here has its size already.
             let tensors = job.precisions();
-            let chosen = |name: &str| found.units.iter().any(|unit| unit.name == name);
+            let chosen = |name: &str| units.iter().any(|unit| unit.name == name);
             let others: u64 = tensors.iter().filter(|t| !chosen(&t.0)).map(|t| t.2).sum();
             target / 8.0 * job.parameters() as f64 - others as f64
         }
-        _ => target / 8.0 * found.weights() as f64,
+        _ => target / 8.0 * units.iter().map(|unit| unit.weights).sum::<u64>() as f64,
     };
-    let allocation = found.allocate(bytes, &format!("--target-bpw {target}"))?;
+    let what = format!("--target-bpw {target}");
+    // What cannot be had is not measured for.
+    profile::check_bytes(&units, bytes, &what)?;
+    let found = sensitivities(config, opened, rows, held_out, progress, cancel)?;
+    let allocation = found.allocate(bytes, &what)?;
     let level = match &config.recipe {
         Recipe::Gguf(config) => Some(config.level.name),
         _ => None,

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::pipeline::checkpoint::Checkpoint;
 use crate::pipeline::evaluate::{Judge, in_pool};
 use crate::pipeline::model::OpenModel;
-use crate::pipeline::profile::{Front, Item, Precision, Sensitivities};
+use crate::pipeline::profile::{Front, Item, Precision, Sensitivities, options_of};
 use crate::pipeline::quiet::Quiet;
 use crate::pipeline::recipe::Finished;
 
@@ -33,6 +33,8 @@ pub(super) struct Search<'a> {
     /// The attempt that is kept, and its report.
     best: Option<(usize, Finished)>,
     found: Option<Sensitivities>,
+    /// Whether the next attempt has the format's best precision in every unit.
+    at_highest: bool,
 }
 
 /// Where the search is: what units have, and how much of the limit each expected nat takes.
@@ -46,7 +48,16 @@ impl<'a> Search<'a> {
         let started = Instant::now();
         let judge = work.judge()?;
         let judge_seconds = started.elapsed().as_secs_f64();
-        Ok(Search { work, limit, judge, judge_seconds, attempts: Vec::new(), best: None, found })
+        Ok(Search {
+            work,
+            limit,
+            judge,
+            judge_seconds,
+            attempts: Vec::new(),
+            best: None,
+            found,
+            at_highest: false,
+        })
     }
 
     /// Goes on from plain quantization, whose precisions are `precisions`.
@@ -82,7 +93,7 @@ impl<'a> Search<'a> {
             None => self.work.sensitivities()?,
         };
         let seconds = started.elapsed().as_secs_f64();
-        let options = found.options_of(precisions);
+        let options = options_of(&found.units, precisions);
         let mut state = State { used_per_nat: self.used_per_nat(found.loss(&options)), options };
         let _ = self.more_bits(&found, &mut state, seconds)? || self.island(&found, &mut state)?;
         Ok(())
@@ -98,6 +109,7 @@ impl<'a> Search<'a> {
             if allocation.options == state.options {
                 break;
             }
+            self.at_highest = front.lowest().is_some_and(|lowest| lowest.options == allocation.options);
             state.options = allocation.options;
             if self.try_options(Stage::MoreBits, found, state, std::mem::take(&mut seconds))? {
                 return Ok(true);
@@ -190,6 +202,7 @@ impl<'a> Search<'a> {
         let attempt = Attempt {
             stage,
             met,
+            at_highest: std::mem::take(&mut self.at_highest),
             predicted_kl_divergence: predicted,
             file_size: report.file_size(),
             bits_per_weight: report.bits_per_weight(),

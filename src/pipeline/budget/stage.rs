@@ -37,6 +37,8 @@ pub struct Attempt {
     pub loss: Evaluated,
     /// Whether that keeps to the limit.
     pub met: bool,
+    /// Whether every unit has the precision that loses least, 16 bits excepted.
+    pub at_highest: bool,
     /// The KL divergence that was expected from what its units lose by themselves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_kl_divergence: Option<f64>,

@@ -81,6 +81,24 @@ pub struct UnitProfile {
     pub options: Vec<OptionProfile>,
 }
 
+impl UnitProfile {
+    fn unmeasured(unit: &Unit, method: &Method) -> UnitProfile {
+        let option = |precision| OptionProfile {
+            precision,
+            bytes: unit.matrices.iter().filter_map(|m| method.bytes(m.shape, precision)).sum(),
+            measured: None,
+            estimate: 0.0,
+        };
+        UnitProfile {
+            name: unit.name.clone(),
+            layer: unit.layer,
+            matrices: unit.matrices.iter().map(|m| m.name.clone()).collect(),
+            weights: unit.weights(),
+            options: method.precisions(unit).into_iter().map(option).collect(),
+        }
+    }
+}
+
 /// How well estimates foretell the order of what is measured (Spearman).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Correlation {
@@ -165,41 +183,9 @@ impl Sensitivities {
     /// # Errors
     /// `Usage` if they are fewer than the least precisions take, or no fewer than 16 bits take; `what` names the option.
     pub fn allocate(&self, bytes: f64, what: &str) -> Result<Allocation> {
-        let bits = |bytes: u64| bytes as f64 * 8.0 / self.weights() as f64;
-        let least = self.units.iter().filter_map(|u| u.options.iter().map(|o| o.bytes).min()).sum::<u64>();
-        let most = self.units.iter().filter_map(|u| Some(u.options.last()?.bytes)).sum::<u64>();
-        if bytes >= most as f64 {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("{what} is no less than the 16 bits of the original"),
-            )
-            .hint(format!(
-                "Between {:.2} and {:.2} bits per weight are possible.",
-                bits(least),
-                bits(most)
-            )));
-        }
-        let allocation = (bytes >= 0.0).then(|| self.front(true).within(bytes as u64)).flatten();
-        allocation.ok_or_else(|| {
-            Error::new(
-                Kind::Usage,
-                format!("{what} is less than the {:.3} that the lowest precisions take", bits(least)),
-            )
-            .hint("Ask for more bits per weight.")
-        })
-    }
-
-    /// The option of each unit that is nearest in size to what it has: `precisions` are those of linear layers or tensors.
-    pub(super) fn options_of(&self, precisions: &[(String, Precision, u64)]) -> Vec<usize> {
-        let of = |unit: &UnitProfile| {
-            let named = |name: &String| *name == unit.name || unit.matrices.contains(name);
-            let found = precisions.iter().find(|(name, ..)| named(name));
-            let same = found.and_then(|f| unit.options.iter().position(|option| option.precision == f.1));
-            let by_size =
-                |bytes: u64| (0..unit.options.len()).min_by_key(|i| unit.options[*i].bytes.abs_diff(bytes));
-            same.or_else(|| by_size(found.map_or(u64::MAX, |f| f.2))).unwrap_or_default()
-        };
-        self.units.iter().map(of).collect()
+        check_bytes(&self.units, bytes, what)?;
+        let allocation = self.front(true).within(bytes as u64);
+        allocation.ok_or_else(|| Error::new(Kind::Usage, format!("{what}: there is no such allocation")))
     }
 
     /// What an allocation is expected to lose.
@@ -231,17 +217,47 @@ fn units(matrices: &[Vec<Matrix>], method: &Method, skip: &[Regex]) -> Vec<Unit>
     units
 }
 
-/// The precisions of every unit with their bytes; the last is 16 bits.
-pub(super) fn options(
-    matrices: &[Vec<Matrix>],
-    method: &Method,
-    skip: &[Regex],
-) -> Vec<Vec<(Precision, u64)>> {
-    let of = |unit: &Unit| {
-        let bytes = |p| unit.matrices.iter().filter_map(|m| method.bytes(m.shape, p)).sum();
-        method.precisions(unit).into_iter().map(|p| (p, bytes(p))).collect()
+/// Every unit with its precisions and their bytes; nothing is measured.
+pub(super) fn sizes(matrices: &[Vec<Matrix>], method: &Method, skip: &[Regex]) -> Vec<UnitProfile> {
+    units(matrices, method, skip).iter().map(|unit| UnitProfile::unmeasured(unit, method)).collect()
+}
+
+/// Checks that units can take so many bytes; `what` names the option that asks for it.
+///
+/// # Errors
+/// `Usage` if they are fewer than the lowest precisions take, or no fewer than 16 bits take.
+pub(super) fn check_bytes(units: &[UnitProfile], bytes: f64, what: &str) -> Result<()> {
+    let weights: u64 = units.iter().map(|unit| unit.weights).sum();
+    let bits = |bytes: u64| bytes as f64 * 8.0 / weights as f64;
+    let least = units.iter().filter_map(|u| u.options.iter().map(|o| o.bytes).min()).sum::<u64>();
+    let most = units.iter().filter_map(|u| Some(u.options.last()?.bytes)).sum::<u64>();
+    if bytes >= most as f64 {
+        return Err(Error::new(Kind::Usage, format!("{what} is no less than the 16 bits of the original"))
+            .hint(format!(
+                "Between {:.2} and {:.2} bits per weight are possible.",
+                bits(least),
+                bits(most)
+            )));
+    }
+    // NaN is enough for nothing.
+    if bytes >= least as f64 {
+        return Ok(());
+    }
+    let message = format!("{what} is less than the {:.3} that the lowest precisions take", bits(least));
+    Err(Error::new(Kind::Usage, message).hint("Ask for more bits per weight."))
+}
+
+/// The option of each unit that is nearest in size to what it has: `precisions` are those of linear layers or tensors.
+pub(super) fn options_of(units: &[UnitProfile], precisions: &[(String, Precision, u64)]) -> Vec<usize> {
+    let of = |unit: &UnitProfile| {
+        let named = |name: &String| *name == unit.name || unit.matrices.contains(name);
+        let found = precisions.iter().find(|(name, ..)| named(name));
+        let same = found.and_then(|f| unit.options.iter().position(|option| option.precision == f.1));
+        let by_size =
+            |bytes: u64| (0..unit.options.len()).min_by_key(|i| unit.options[*i].bytes.abs_diff(bytes));
+        same.or_else(|| by_size(found.map_or(u64::MAX, |f| f.2))).unwrap_or_default()
     };
-    units(matrices, method, skip).iter().map(of).collect()
+    units.iter().map(of).collect()
 }
 
 /// How estimates and measurements go together, if there are both.

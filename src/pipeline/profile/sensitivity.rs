@@ -12,10 +12,10 @@
 
 use std::collections::BTreeMap;
 
+use super::UnitProfile;
 use super::precision::Precision;
 use super::trials::Method;
 use super::unit::Unit;
-use super::{OptionProfile, UnitProfile};
 use crate::arch::decoder::{Decoder, Hidden, Input, Layer};
 use crate::backend::Backend;
 use crate::calib::guard::Guard;
@@ -267,43 +267,22 @@ impl<'a> Job<'a> {
         let place = unit;
         let unit = &self.units[unit];
         let matrices: Vec<&Matrix> = unit.matrices.iter().collect();
-        let option = |(i, precision): (usize, Precision)| {
-            let bytes = matrices.iter().filter_map(|m| self.method.bytes(m.shape, precision)).sum();
-            if precision == Precision::Whole {
-                return Ok(OptionProfile {
-                    precision,
-                    bytes,
-                    measured: self.measured.then_some(0.0),
-                    estimate: 0.0,
-                });
+        let mut profile = UnitProfile::unmeasured(unit, self.method);
+        for (i, option) in profile.options.iter_mut().enumerate() {
+            if option.precision == Precision::Whole {
+                option.measured = self.measured.then_some(0.0);
+                continue;
             }
             let found = measured.get(&(place, i));
             let errors = match found {
                 Some((_, errors)) => errors.clone(),
-                None => self.errors(&matrices, &self.quantize(unit, precision, grams)?, grams)?,
+                None => self.errors(&matrices, &self.quantize(unit, option.precision, grams)?, grams)?,
             };
             let of = |(matrix, error): (&&Matrix, &f64)| per_error.get(matrix.stem).unwrap_or(&0.0) * error;
-            let estimate = matrices.iter().zip(&errors).map(of).sum();
-            Ok(OptionProfile {
-                precision,
-                bytes,
-                measured: found.map(|(divergence, _)| *divergence),
-                estimate,
-            })
-        };
-        Ok(UnitProfile {
-            name: unit.name.clone(),
-            layer: unit.layer,
-            matrices: unit.matrices.iter().map(|m| m.name.clone()).collect(),
-            weights: unit.weights(),
-            options: self
-                .method
-                .precisions(unit)
-                .into_iter()
-                .enumerate()
-                .map(option)
-                .collect::<Result<_>>()?,
-        })
+            option.estimate = matrices.iter().zip(&errors).map(of).sum();
+            option.measured = found.map(|(divergence, _)| *divergence);
+        }
+        Ok(profile)
     }
 }
 
