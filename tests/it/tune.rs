@@ -41,17 +41,6 @@ fn losses(report: &Value) -> Vec<[f64; 2]> {
     losses.collect()
 }
 
-/// What is left of the loss on rows that are learned from, of each curve: of random weights, little is the same on others.
-fn learned(report: &Value) -> Vec<f64> {
-    let curves = report["tuning"].as_array().unwrap().iter();
-    let left = curves.map(|curve| {
-        let points = curve["points"].as_array().unwrap();
-        let train: Vec<f64> = points.iter().filter_map(|point| point["train"].as_f64()).collect();
-        train.last().unwrap() / train[0]
-    });
-    left.collect()
-}
-
 #[test]
 fn every_layer_is_tuned_and_the_curves_are_reported() {
     let out = tempfile::tempdir().unwrap();
@@ -61,7 +50,7 @@ fn every_layer_is_tuned_and_the_curves_are_reported() {
     let found = losses(&report);
     assert_eq!(found.len(), report["metadata"]["layers"].as_u64().unwrap() as usize);
     assert!(found.iter().all(|[start, kept]| kept <= start), "{found:?}");
-    assert!(learned(&report).iter().all(|left| *left < 0.99), "{:?}", learned(&report));
+    assert!(found.iter().any(|[start, kept]| *kept < 0.97 * start), "{found:?}");
     assert_eq!(report["validation_status"], "valid");
 }
 
@@ -70,13 +59,12 @@ fn the_whole_model_is_tuned_and_its_norms_are_stored_in_16_bits() {
     let out = tempfile::tempdir().unwrap();
     let page = out.path().join("page.html");
     let extra = ["--tune", "global", "--tune-steps", "40", "--html", &text(&page)];
-    let report = tune("tiny-llama", "gptq", "2bit", out.path(), &extra).success().json();
+    let report = tune("llama", "gptq", "2bit", out.path(), &extra).success().json();
     let found = losses(&report);
     assert_eq!(found.len(), 1);
-    assert!(found[0][1] < found[0][0], "{found:?}");
-    assert!(learned(&report)[0] < 0.98, "{:?}", learned(&report));
+    assert!(found[0][1] < 0.9 * found[0][0], "{found:?}");
     assert!(std::fs::read_to_string(page).unwrap().contains("Held-out rows"));
-    let original = read_weights(&model("tiny-llama").join("model.safetensors"));
+    let original = read_weights(&model("llama").join("model.safetensors"));
     let tuned = read_weights(&out.path().join("q/model.safetensors"));
     let norms = tuned.iter().filter(|t| t.name.contains("norm"));
     let mut moved = 0;
