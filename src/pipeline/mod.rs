@@ -14,5 +14,4 @@ pub mod memory;
 pub mod model;
 pub mod outcome;
 pub mod quality;
-pub mod tune;
 pub mod verify;

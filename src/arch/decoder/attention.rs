@@ -95,20 +95,6 @@ impl Attention {
         }
     }
 
-    /// The norms of queries and keys.
-    pub(super) fn norms(&self) -> [Option<&Norm>; 2] {
-        [self.query_norm.as_ref(), self.key_norm.as_ref()]
-    }
-
-    /// The norm of a name in GGUF (`attn_q_norm`).
-    pub(super) fn norm_mut(&mut self, stem: &str) -> Option<&mut Norm> {
-        match stem {
-            "attn_q_norm" => self.query_norm.as_mut(),
-            "attn_k_norm" => self.key_norm.as_mut(),
-            _ => None,
-        }
-    }
-
     /// `[tokens, hidden]` in and out; the tokens are those of sequences one after the other.
     pub(super) fn forward(
         &self,
@@ -130,15 +116,11 @@ impl Attention {
         let key = self.split(&self.key.forward(x)?, self.kv_heads, self.key_norm.as_ref(), table)?;
         let value = self.split(&self.value.forward(x)?, self.kv_heads, None, None)?;
         let length = context.sequence();
-        if query.track_op() {
-            // All at once: the gradient of a part of a tensor has the size of the whole.
-            return self.attend(&query, &key, &value, length);
-        }
         // One sequence at a time: the scores of all would take much memory.
         let joined = (0..x.dim(0)? / length)
             .map(|i| {
-                let part = |t: &Tensor| t.narrow(0, i * length, length);
-                self.attend(&part(&query)?, &part(&key)?, &part(&value)?, length)
+                let part = |t: &Tensor| t.narrow(0, i * length, length)?.transpose(0, 1)?.contiguous();
+                self.attend(&part(&query)?, &part(&key)?, &part(&value)?)
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&joined, 0)?)
@@ -155,28 +137,23 @@ impl Attention {
         if let Some(norm) = norm {
             x = norm.forward(&x)?;
         }
-        match table {
-            Some(table) => table.rotate(x),
-            None => Ok(x),
+        if let Some(table) = table {
+            table.rotate(&x)?;
         }
+        Ok(x)
     }
 
-    /// Sequences of `length` tokens: `[tokens, heads, head_dim]` of queries and the same of fewer heads of keys and values, to
+    /// One sequence: `[heads, tokens, head_dim]` of queries and the same of fewer heads of keys and values, to
     /// `[tokens, heads * head_dim]`.
-    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, length: usize) -> Result<Tensor> {
-        let (tokens, heads, width) = query.dims3()?;
-        let (sequences, kv_heads) = (tokens / length, key.dim(1)?);
-        let part = |t: &Tensor, heads: usize| {
-            let t = t.reshape((sequences, length, heads, width))?.transpose(1, 2)?.contiguous()?;
-            t.reshape((sequences * heads, length, width))
-        };
-        let (query, key, value) = (part(query, heads)?, part(key, kv_heads)?, part(value, kv_heads)?);
+    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+        let (heads, length, width) = query.dims3()?;
+        let kv_heads = key.dim(0)?;
         // The queries that share a key are rows of one matrix, so that keys need not be repeated.
         let rows = heads / kv_heads * length;
-        let query = query.reshape((sequences * kv_heads, rows, width))?;
-        let scores = query.matmul(&key.transpose(1, 2)?)?.reshape((sequences * heads, length, length))?;
-        let weights = self.softmax.forward(scores)?.reshape((sequences * kv_heads, rows, length))?;
-        let mixed = weights.matmul(&value)?.reshape((sequences, heads, length, width))?;
-        Ok(mixed.transpose(1, 2)?.reshape((tokens, heads * width))?)
+        let query = query.reshape((kv_heads, rows, width))?;
+        let scores = query.matmul(&key.transpose(1, 2)?)?.reshape((heads, length, length))?;
+        scores.inplace_op1(&self.softmax)?;
+        let mixed = scores.reshape((kv_heads, rows, length))?.matmul(value)?;
+        Ok(mixed.reshape((heads, length, width))?.transpose(0, 1)?.reshape((length, heads * width))?)
     }
 }

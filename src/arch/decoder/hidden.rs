@@ -225,34 +225,6 @@ impl Hidden {
         panic!("there is no such window");
     }
 
-    /// The states of some windows of one length: `[windows, tokens, hidden]`.
-    ///
-    /// # Errors
-    /// As [`Hidden::window`].
-    ///
-    /// # Panics
-    /// If there is no such window.
-    pub fn windows_of(&self, windows: &[usize]) -> Result<Tensor> {
-        let states = windows.iter().map(|i| self.window(*i)).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::stack(&states, 0)?)
-    }
-
-    /// The same states once more, in memory.
-    ///
-    /// # Errors
-    /// `Other` if they cannot be read from the disk.
-    pub fn copy(&self) -> Result<Hidden> {
-        let batch = |batch: &Batch| {
-            Ok(Batch {
-                shape: batch.shape,
-                states: States::Memory(batch.get(self.spill.as_ref())?),
-                context: batch.context.clone(),
-                held: None,
-            })
-        };
-        Ok(Hidden { batches: self.batches.iter().map(batch).collect::<Result<_>>()?, spill: None })
-    }
-
     /// Number of windows.
     pub fn windows(&self) -> usize {
         self.batches.iter().map(|b| b.shape[0]).sum()

@@ -1,6 +1,6 @@
 //! A matrix with or without a bias.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 
 use super::bf16::{self, Packed};
 use super::rows;
@@ -37,28 +37,21 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
-    /// Takes other weights, `[out, in]` in float32, through which gradients may flow. The bias stays.
+    /// Takes other weights, `[out, in]` row-major in float32. The bias stays.
     ///
     /// # Errors
-    /// `Other` if they are not of this shape.
-    pub(super) fn replace(&mut self, weights: Tensor) -> Result<()> {
-        let shape = (self.outer()?, self.inner()?);
-        if weights.dims() != [shape.0, shape.1] {
+    /// `Other` if there are more or fewer of them.
+    pub(super) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
+        let inner = self.inner()?;
+        let shape = (weights.len() / inner.max(1), inner);
+        if shape.0 != self.outer()? {
             return Err(Error::new(
                 Kind::Other,
-                format!("weights of {:?} for a matrix of {shape:?}", weights.dims()),
+                format!("{} weights for a matrix of {shape:?}", weights.len()),
             ));
         }
-        self.weight = Weight::F32(weights);
+        self.weight = Weight::F32(Tensor::from_vec(weights, shape, &Device::Cpu)?);
         Ok(())
-    }
-
-    /// Its weights, `[out, in]`, if they are float32.
-    pub(super) fn weight(&self) -> Option<&Tensor> {
-        match &self.weight {
-            Weight::F32(weight) => Some(weight),
-            Weight::Rounded(_) | Weight::Bf16(_) => None,
-        }
     }
 
     /// Number of outputs.
@@ -77,7 +70,7 @@ impl Linear {
         })
     }
 
-    /// `[tokens, in]` in, `[tokens, out]` out. Gradients flow through matrices in float32.
+    /// `[tokens, in]` in, `[tokens, out]` out.
     ///
     /// # Errors
     /// Those of candle.
@@ -129,8 +122,6 @@ impl CustomOp1 for Round {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     #[test]

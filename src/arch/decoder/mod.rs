@@ -11,8 +11,6 @@ mod compute;
 mod exp;
 mod experts;
 mod feed_forward;
-#[cfg(test)]
-mod gradients;
 mod head;
 mod hidden;
 mod layer;
@@ -38,7 +36,6 @@ pub use head::Head;
 pub use hidden::{BATCH_TOKENS, Hidden, Step};
 pub use layer::Layer;
 pub use linear::Linear;
-pub use norm::Norm;
 use rope::Table;
 use schedule::{LayerKind, RopeKind};
 pub use spill::Spill;
@@ -57,7 +54,7 @@ pub struct Decoder<'a> {
 }
 
 /// What all layers need to know of sequences of one length.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Context {
     sequence: usize,
     rope: Table,
@@ -155,15 +152,7 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// As [`Decoder::layer`].
     pub fn norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.output_norm()?.forward(hidden)
-    }
-
-    /// Loads the norm after the last layer.
-    ///
-    /// # Errors
-    /// As [`Decoder::layer`].
-    pub fn output_norm(&self) -> Result<Norm> {
-        self.weights.need_norm("output_norm.weight", At::default())
+        self.weights.need_norm("output_norm.weight", At::default())?.forward(hidden)
     }
 
     /// The logits of the last layer's output: `[.., hidden]` in, `[.., vocabulary]` out. The head is read in pieces, so

@@ -4,44 +4,20 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::rows;
-use crate::error::{Error, Kind, Result};
-
-/// Rows whose gradients one thread sums up; fixed, so that sums do not depend on the number of threads.
-const PIECE: usize = 64;
+use crate::error::Result;
 
 /// A norm over the last dimension.
 #[derive(Debug)]
-pub struct Norm {
+pub(super) struct Norm {
     /// `[width]`, with the family's offset added.
     pub(super) weight: Tensor,
     pub(super) epsilon: f32,
 }
 
 impl Norm {
-    /// Its weight, `[width]`, with the family's offset added.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
-    }
-
-    /// Computes with another weight of the same size from now on, which may be a variable.
-    ///
-    /// # Errors
-    /// `Other` if it has another size.
-    pub fn replace(&mut self, weight: &Tensor) -> Result<()> {
-        if weight.dims() != self.weight.dims() {
-            let message = format!("{:?} weights for a norm of {:?}", weight.dims(), self.weight.dims());
-            return Err(Error::new(Kind::Other, message));
-        }
-        self.weight = weight.clone();
-        Ok(())
-    }
-
-    /// `[.., width]` in and out. Gradients flow through it.
-    ///
-    /// # Errors
-    /// Those of candle.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.contiguous()?.apply_op2(&self.weight, RootMeanSquare { epsilon: self.epsilon })?)
+    /// `[.., width]` in and out.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.contiguous()?.apply_op2_no_bwd(&self.weight, &RootMeanSquare { epsilon: self.epsilon })?)
     }
 }
 
@@ -68,65 +44,12 @@ impl CustomOp2 for RootMeanSquare {
         }
         let mut out = vec![0.0; x.len()];
         out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).for_each(|(out, x)| {
-            let factor = self.factor(x);
+            let factor = (sum_of_squares(x) / width as f32 + self.epsilon).sqrt().recip();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                 *out = x * factor * weight;
             }
         });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
-    }
-
-    /// With `f` the reciprocal of a row's root mean square, `y = x f w` has the gradients `f (w g - x f^2 mean(x w g))` for the
-    /// row and `sum(x f g)` for the weight.
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let width = weight.elem_count();
-        let grad = grad.contiguous()?;
-        let (mut to_x, mut to_weight) = (vec![0.0; x.elem_count()], vec![0.0; width]);
-        rows::with_slices([x, weight, &grad], |[x, weight, grad]| {
-            let piece = PIECE * width;
-            let pieces = to_x.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(grad.par_chunks(piece));
-            let sums: Vec<Vec<f32>> = pieces
-                .map(|((out, x), grad)| {
-                    let mut sums = vec![0.0; width];
-                    let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                    for ((out, x), grad) in rows.zip(grad.chunks_exact(width)) {
-                        self.row_gradients([x, weight, grad], out, &mut sums);
-                    }
-                    sums
-                })
-                .collect();
-            for sums in sums {
-                to_weight.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
-            }
-        })?;
-        let to_x = Tensor::from_vec(to_x, x.shape(), x.device())?;
-        Ok((Some(to_x), Some(Tensor::from_vec(to_weight, width, x.device())?)))
-    }
-}
-
-impl RootMeanSquare {
-    /// The reciprocal of the root mean square.
-    fn factor(&self, x: &[f32]) -> f32 {
-        (sum_of_squares(x) / x.len() as f32 + self.epsilon).sqrt().recip()
-    }
-
-    /// The gradients of one row; those for the weight are added to `sums`.
-    fn row_gradients(&self, [x, weight, grad]: [&[f32]; 3], out: &mut [f32], sums: &mut [f32]) {
-        let factor = self.factor(x);
-        for (((out, sum), (x, weight)), grad) in
-            out.iter_mut().zip(sums.iter_mut()).zip(x.iter().zip(weight)).zip(grad)
-        {
-            *out = weight * grad;
-            *sum += x * factor * grad;
-        }
-        let pull = x.iter().zip(&*out).map(|(x, g)| x * g).sum::<f32>() / x.len() as f32 * factor * factor;
-        out.iter_mut().zip(x).for_each(|(out, x)| *out = factor * (*out - x * pull));
     }
 }
 

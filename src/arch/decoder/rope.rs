@@ -1,9 +1,8 @@
 //! Rotary position embedding: frequencies as `modeling_rope_utils.py` of transformers computes them, and the rotation.
 
 use std::f32::consts::TAU;
-use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 use rayon::prelude::*;
 
 use super::rows;
@@ -11,13 +10,13 @@ use crate::arch::hyper::{Hyper, Rope, RopeScaling};
 use crate::error::Result;
 
 /// Cosine and sine of every position's angles.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Table {
     /// Angles per position: half of the rotated dimensions.
     half: usize,
     /// `[positions, half]`.
-    cos: Arc<[f32]>,
-    sin: Arc<[f32]>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 /// The rope of layers with a sliding window: unscaled, where they have a base of their own.
@@ -41,14 +40,9 @@ impl Table {
         }
     }
 
-    /// Rotates the heads in `x` (`[tokens, heads, head_dim]`, of sequences one after the other): in place, unless gradients
-    /// are to flow through it.
-    pub(super) fn rotate(&self, x: Tensor) -> Result<Tensor> {
-        if x.track_op() {
-            return Ok(x.contiguous()?.apply_op1(Rotation { table: self.clone(), back: false })?);
-        }
-        x.inplace_op1(&Rotation { table: self.clone(), back: false })?;
-        Ok(x)
+    /// Rotates the heads in `x` (`[tokens, heads, head_dim]`, of sequences one after the other) in place.
+    pub(super) fn rotate(&self, x: &Tensor) -> Result<()> {
+        Ok(x.inplace_op1(&Rotation { table: self })?)
     }
 }
 
@@ -113,59 +107,33 @@ fn frequencies(rope: &Rope, dims: usize, context: Option<usize>, sequence: usize
 }
 
 /// `apply_rotary_pos_emb`: the first half of the rotated dimensions pairs with the second, the rest stays.
-struct Rotation {
-    table: Table,
-    /// By the negative angles, which is the gradient's way.
-    back: bool,
+struct Rotation<'a> {
+    table: &'a Table,
 }
 
-impl Rotation {
-    fn rotate(&self, values: &mut [f32], layout: &Layout) -> candle_core::Result<()> {
+impl InplaceOp1 for Rotation<'_> {
+    fn name(&self) -> &'static str {
+        "rotation"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let [_, heads, width] = *layout.dims() else { candle_core::bail!("heads are vectors of each token") };
-        let Table { half, cos, sin } = &self.table;
+        let Table { half, cos, sin } = self.table;
         if heads == 0 || *half == 0 || 2 * half > width {
             candle_core::bail!("{heads} heads of {width} cannot be rotated by {half} angles");
         }
-        let sign = if self.back { -1.0 } else { 1.0 };
+        let values = rows::slice_mut(storage, layout)?;
         values.par_chunks_exact_mut(heads * width).enumerate().for_each(|(token, heads)| {
             let at = token % (cos.len() / half) * half;
             let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
             for head in heads.chunks_exact_mut(width) {
                 let (first, second) = head[..2 * half].split_at_mut(*half);
                 for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                    let sin = sign * sin;
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
         });
         Ok(())
-    }
-}
-
-impl InplaceOp1 for Rotation {
-    fn name(&self) -> &'static str {
-        "rotation"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        self.rotate(rows::slice_mut(storage, layout)?, layout)
-    }
-}
-
-impl CustomOp1 for Rotation {
-    fn name(&self) -> &'static str {
-        "rotation"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let mut out = rows::slice(x, layout)?.to_vec();
-        self.rotate(&mut out, layout)?;
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let back = Rotation { table: self.table.clone(), back: !self.back };
-        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&back)?))
     }
 }
 
@@ -263,10 +231,11 @@ mod tests {
 
     #[test]
     fn halves_are_paired_and_the_rest_of_a_head_stays() {
-        let table = Table { half: 1, cos: [1.0, 0.0].into(), sin: [0.0, 1.0].into() };
+        let table = Table { half: 1, cos: vec![1.0, 0.0], sin: vec![0.0, 1.0] };
         // Two sequences of two tokens with one head of three dimensions.
         let x = Tensor::new(&[[[1.0f32, 2.0, 3.0]]; 4], &Device::Cpu).unwrap();
-        let x = table.rotate(x).unwrap().squeeze(1).unwrap().to_vec2::<f32>().unwrap();
+        table.rotate(&x).unwrap();
+        let x = x.squeeze(1).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(x, [[1.0, 2.0, 3.0], [-2.0, 1.0, 3.0], [1.0, 2.0, 3.0], [-2.0, 1.0, 3.0]]);
     }
 }

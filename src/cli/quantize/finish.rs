@@ -19,9 +19,6 @@ use crate::pipeline::evaluate::{self, Evaluated, TextConfig, evaluate};
 use crate::pipeline::layerwise::report::Report;
 use crate::progress::Progress;
 
-/// Bits at which tuning is suggested.
-const FEW_BITS: u32 = 3;
-
 /// Reports
 #[derive(Debug, clap::Args)]
 pub(super) struct ReportArgs {
@@ -84,7 +81,6 @@ impl<'a> Finish<'a> {
         how: Column<'_, H>,
     ) -> Result<()> {
         let evaluation = self.evaluate(&report.output_path)?;
-        self.suggest_tuning(report, evaluation.as_ref().and_then(Evaluated::of));
         let Finish { page, output, .. } = self;
         if let Some(page) = page {
             page.write(&quantized::page(report, how, evaluation.as_ref()))?;
@@ -92,24 +88,6 @@ impl<'a> Finish<'a> {
         let human = || describe_report(report, output.is_verbose(), how);
         tell(output, report, human, evaluation.as_ref());
         Ok(())
-    }
-
-    /// Few bits lose much, and more of it than they have to as long as each matrix is only made to keep its own outputs.
-    fn suggest_tuning<O, H>(&self, report: &Report<O, H>, measured: Option<Evaluated>) {
-        if report.metadata.bits > FEW_BITS || !report.tuning.is_empty() {
-            return;
-        }
-        let lost = match measured {
-            Some(found) => format!(
-                "the KL divergence is {:.4} nats, the perplexity {:+.1} %",
-                found.kl_divergence, found.perplexity_change_percent
-            ),
-            None => "--evaluate measures how much".into(),
-        };
-        self.terminal.warn(&format!(
-            "{} bits lose much without tuning ({lost}); to tune: llm-quantize quantize {} {} -q {} --tune global",
-            report.metadata.bits, self.common.model, report.format, report.quantization_level
-        ));
     }
 
     /// Of anything else, described by `human`.

@@ -22,7 +22,6 @@ use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
 use crate::pipeline::memory::Budget;
 use crate::pipeline::model::{OpenModel, Origin};
 use crate::pipeline::outcome::{Made, Outcome, Unnamed};
-use crate::pipeline::tune;
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::dense::Dense;
@@ -55,8 +54,6 @@ pub struct Options {
     pub threads: usize,
     /// What quantizes the matrices.
     pub backend: Arc<dyn Backend>,
-    /// How the quantized matrices are tuned, if they are.
-    pub tune: Option<tune::Settings>,
 }
 
 /// A model, understood, and what is to become of each of its tensors.
@@ -111,9 +108,6 @@ impl Plan {
                 first.name,
                 first.reason
             ));
-        }
-        if let Some(tune) = &options.tune {
-            tune.check_model(&model)?;
         }
         let entries = entries(&model, &*tensors, &matrices, &left_out, options.grid);
         Ok(Plan {
@@ -182,18 +176,14 @@ impl Plan {
 
     /// What decides the result whatever the method.
     pub(in crate::pipeline) fn identity(&self) -> Identity {
-        let Options { grid, skip, checkpoint, backend, tune, .. } = &self.options;
-        let identity = Identity::new(&checkpoint.command)
+        let Options { grid, skip, checkpoint, backend, .. } = &self.options;
+        Identity::new(&checkpoint.command)
             .with("bits", grid.bits)
             .with("group-size", i64::try_from(grid.group_size).unwrap_or(-1))
             .with("symmetric", grid.symmetric)
             .with("skip", json!(skip.iter().map(Regex::as_str).collect::<Vec<_>>()))
             // Sums of other devices differ in their last bits.
-            .with("device", backend.name());
-        match tune {
-            Some(tune) => tune.identify(identity),
-            None => identity,
-        }
+            .with("device", backend.name())
     }
 
     /// Takes `rows` through the model, has `method` quantize its matrices on the way, on the worker threads, and writes
@@ -216,9 +206,6 @@ impl Plan {
             .map_err(|e| Error::new(Kind::Resources, "cannot start worker threads").because(e))?;
         pool.install(|| {
             let started = Instant::now();
-            if let Some(tune) = &self.options.tune {
-                tune.check_rows(rows.rows.len())?;
-            }
             let frugal = self.frugality(rows, watch.progress)?;
             let identity = identity.with_model(&self.model, &*self.tensors)?.with_tokens(&rows.rows);
             let layers = self.matrices.len();
@@ -227,10 +214,7 @@ impl Plan {
                 Some(made) if made.has_made() => return Ok(Outcome::Finished(Box::new(made))),
                 other => other,
             };
-            let whole = self.options.tune.as_ref().filter(|settings| settings.whole_steps > 0);
-            let (writer, matrices) = (self.begin()?, &self.matrices);
-            let mut results =
-                Results::restore(writer, checkpoint, matrices, &*self.tensors, whole.is_some())?;
+            let mut results = Results::restore(self.begin()?, checkpoint, &self.matrices, &*self.tensors)?;
             let offload = frugal.offload.then(|| self.disk(results.checkpoint_dir()));
             let walk = Walk {
                 model: &self.model,
@@ -238,17 +222,12 @@ impl Plan {
                 matrices: &self.matrices,
                 keep: !frugal.low_memory,
                 backend: &*self.options.backend,
-                tune: self.options.tune.as_ref(),
                 watch,
             };
             let mut method = method(walk);
             let mut times = Times::default();
             let mut work = || {
                 walk.go(&rows.rows, offload.as_deref(), &mut method, &mut results)?;
-                if let Some(settings) = whole {
-                    walk.tune_whole(settings, &rows.rows, &mut results)?;
-                    results.write_deferred()?;
-                }
                 share_errors(results.linears());
                 let folded = Folded::with(&*self.tensors, results.take_moved());
                 self.copy(&folded, results.writer(), watch)?;
@@ -260,12 +239,11 @@ impl Plan {
                 Ok(folded.into_moved())
             };
             let moved = work().map_err(|e| results.end_early(e, watch.progress))?;
-            let tuning = results.take_curves();
             let (directory, linears, checkpoint) = results.flush()?;
             times.flush = started.elapsed() - times.quantize - times.validate;
             let (data, bytes) = (rows.record.clone(), directory.weight_bytes);
             let format = self.container.format();
-            let report = Report::new(format, self, options, data, linears, tuning, bytes, times);
+            let report = Report::new(format, self, options, data, linears, bytes, times);
             Ok(Outcome::Made(Box::new(Made {
                 report,
                 moved,
