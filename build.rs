@@ -11,7 +11,7 @@ use std::process::Command;
 const ARCHITECTURE: &str = "compute_80";
 
 /// One file for each operation.
-const KERNELS: [&str; 6] = ["affine", "awq", "gemm", "gptq", "gram", "kquant"];
+const KERNELS: [&str; 7] = ["affine", "awq", "decoder", "gemm", "gptq", "gram", "kquant"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

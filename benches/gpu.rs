@@ -96,7 +96,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn operations() -> [Operation; 6] {
+fn operations() -> [Operation; 7] {
     let of = |name, operations, bytes| Operation { name, time: Duration::ZERO, operations, bytes };
     [
         of(
@@ -123,13 +123,18 @@ fn operations() -> [Operation; 6] {
             |m, _| sum(m, |n, _| 4.0 * SAMPLED as f64 * n),
         ),
         of("Q4_K", |_, _| 0.0, |m, _| sum(m, |n, r| 4.6 * r * n)),
+        of(
+            "Activations: products",
+            |m, tokens| sum(m, |n, r| 2.0 * tokens as f64 * n * r),
+            |m, tokens| sum(m, |n, r| 4.0 * (tokens as f64 * (n + r) + n * r)),
+        ),
     ]
 }
 
 /// The times of all operations on one layer.
-fn layer(backend: &dyn Backend, scale: usize, tokens: usize) -> Result<[Duration; 6]> {
+fn layer(backend: &dyn Backend, scale: usize, tokens: usize) -> Result<[Duration; 7]> {
     let grid = Grid { bits: 4, group_size: 128, symmetric: true };
-    let mut times = [Duration::ZERO; 6];
+    let mut times = [Duration::ZERO; 7];
     for (inputs, rows) in MODELS[0].shapes.map(|(n, r)| ((n / scale).next_multiple_of(128), r / scale)) {
         let x = noise(7, tokens * inputs);
         let weights = noise(3, rows * inputs);
@@ -152,6 +157,11 @@ fn layer(backend: &dyn Backend, scale: usize, tokens: usize) -> Result<[Duration
             let mut out = vec![0; weights.len() / ty.block_len() * ty.block_bytes()];
             let rows = BlockRows { ty, weights: &weights, columns, importance: None };
             timed(&mut times[5], || backend.encode_blocks(rows, &mut out))?;
+        }
+        if let Some(device) = backend.accelerator() {
+            let (x, weights) = (device.upload(&x, inputs)?, device.upload(&weights, inputs)?);
+            // Whoever asks for the rows that are finite waits for the product.
+            timed(&mut times[6], || device.finite_rows(&device.linear(&x, &weights, None)?))?;
         }
     }
     Ok(times)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU: builds, runs all tests that compare the GPU with the CPU, and the benchmark, and writes a log
-# for docs/gpu/. Needs a Rust toolchain, g++, and nvcc (a CUDA toolkit 13.0, or Python to fetch it with scripts/cuda-home.sh).
+# On a machine with an NVIDIA GPU: builds, runs all tests that compare the GPU with the CPU, the benchmark, and Q4_K_M, GPTQ and
+# AWQ on layers of the shapes of Llama 3.1 8B and 70B, and writes a log for docs/gpu/. Needs a Rust toolchain, g++, and nvcc (a CUDA toolkit 13.0, or Python to fetch it with scripts/cuda-home.sh).
 #
 #   scripts/gpu-verify.sh [DEVICE]        cuda:0 if no device is named; several as cuda:0,cuda:1
 set -euo pipefail
@@ -32,7 +32,8 @@ if command -v compute-sanitizer >/dev/null; then
     echo "== compute-sanitizer $tool"
     binary=$(cargo test --locked --features cuda --lib --no-run --message-format=json 2>/dev/null |
       sed -n 's/.*"executable":"\([^"]*llm_quantize-[^"]*\)".*/\1/p' | tail -1)
-    REQUIRE_GPU=1 compute-sanitizer --tool "$tool" --error-exitcode 1 "$binary" cuda::tests::gptq cuda::tests::awq cuda::tests::products
+    REQUIRE_GPU=1 compute-sanitizer --tool "$tool" --error-exitcode 1 "$binary" cuda::tests::gptq cuda::tests::awq \
+      cuda::tests::products cuda::tests::staging decoder::cuda_tests
   done
 else
   echo "no compute-sanitizer: memory and races were not checked on the GPU"
@@ -52,5 +53,9 @@ else
   echo "no nsys: times are those of operations, not of kernels"
   cargo bench --locked --features cuda --bench gpu -- --device "$device"
 fi
+
+echo "== models: what two layers more take, and so all"
+cargo build --locked --release --features cuda
+scripts/gpu-stack.sh "$device" "$target/release/llm-quantize"
 echo "GPU memory: $(sort -n "$memory" | tail -1) MiB at most"
 echo "== done: $log"

@@ -1,6 +1,8 @@
 //! The processor.
 
-use super::{Backend, Batch, BlockRows, GramSum, Solver};
+use std::sync::Arc;
+
+use super::{Accelerator, Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
 use crate::format::gguf::blocks::{self, Simd};
@@ -33,6 +35,10 @@ impl Backend for Cpu {
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()> {
         blocks::encode(rows.ty, rows.weights, rows.columns, rows.importance, out, self.simd);
         Ok(())
+    }
+
+    fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
+        None
     }
 
     fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>> {

@@ -3,17 +3,20 @@
 //! The CPU defines each result; a GPU gives the same bytes. Which is asked for is a [`DeviceName`], and [`open`] gives the
 //! [`Backend`] behind it.
 
+mod accelerator;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
 
+pub use accelerator::{Accelerator, Angles, Attention, DeviceMatrix, ExpertRows};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, Gpus};
 pub use device::{DeviceName, open};
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
@@ -65,6 +68,9 @@ pub trait Backend: Debug + Send + Sync {
     /// If sizes do not fit each other or the type is not one that it encodes.
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()>;
 
+    /// What computes the layers of a decoder in its own memory; none where that is the processor's.
+    fn accelerator(&self) -> Option<Arc<dyn Accelerator>>;
+
     /// Begins a Gram matrix of inputs of `size` channels.
     ///
     /// # Errors
@@ -95,6 +101,17 @@ pub trait GramSum: Debug {
     /// # Panics
     /// If `x` is not whole rows.
     fn add(&mut self, x: &[f32]) -> Result<()>;
+
+    /// Adds inputs that are in a device's memory, which they leave only if the sum is elsewhere.
+    ///
+    /// # Errors
+    /// As [`GramSum::add`].
+    ///
+    /// # Panics
+    /// If rows of `x` are not of the matrix's size.
+    fn add_from(&mut self, device: &dyn Accelerator, x: &DeviceMatrix) -> Result<()> {
+        self.add(&device.fetch(x)?)
+    }
 
     /// The sum.
     ///

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{CpuStorage, Storage, Tensor};
+use candle_core::{CpuStorage, Storage};
 use rayon::prelude::*;
 
 use crate::arch::ArchSpec;
-use crate::arch::decoder::{LinearId, Tap};
+use crate::arch::decoder::{Activations, LinearId, Tap};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 
@@ -26,7 +26,7 @@ pub trait Statistic {
     ///
     /// # Errors
     /// What stops the computation.
-    fn add(&mut self, linear: LinearId, rows: &Tensor) -> Result<()>;
+    fn add(&mut self, linear: LinearId, rows: &Activations) -> Result<()>;
 }
 
 /// Watches the inputs of one layer for a statistic. The only way to one: rows with NaN or infinity never get there.
@@ -75,8 +75,8 @@ impl<'a, S: Statistic + ?Sized> Guard<'a, S> {
 }
 
 impl<S: Statistic + ?Sized> Tap for Guard<'_, S> {
-    fn input(&mut self, linear: LinearId, x: &Tensor) -> Result<()> {
-        let rows = x.dim(0)?;
+    fn input(&mut self, linear: LinearId, x: &Activations) -> Result<()> {
+        let [rows, _] = x.shape()?;
         let finite = finite_rows(x)?;
         let tally = self.tallies.entry(linear).or_default();
         tally.rows += rows as u64;
@@ -87,16 +87,20 @@ impl<S: Statistic + ?Sized> Tap for Guard<'_, S> {
                 if kept.is_empty() {
                     return Ok(());
                 }
-                let kept = Tensor::from_vec(kept.clone(), kept.len(), x.device())?;
-                self.statistic.add(linear, &x.index_select(&kept, 0)?)
+                self.statistic.add(linear, &x.select(&kept)?)
             }
         }
     }
 }
 
 /// The rows without NaN or infinity, or none if all are.
-fn finite_rows(x: &Tensor) -> Result<Option<Vec<u32>>> {
-    let (_, width) = x.dims2()?;
+fn finite_rows(x: &Activations) -> Result<Option<Vec<u32>>> {
+    let [_, width] = x.shape()?;
+    if let Activations::Device(device, x) = x {
+        let finite = device.finite_rows(x)?;
+        let kept = || finite.iter().enumerate().filter(|(_, finite)| **finite).map(|(i, _)| i as u32);
+        return Ok((!finite.iter().all(|finite| *finite)).then(|| kept().collect()));
+    }
     with_values(x, |values| {
         let finite = |values: &[f32]| values.iter().fold(true, |all, v| all & v.is_finite());
         if values.par_chunks(PIECE).map(finite).reduce(|| true, |a, b| a & b) {
@@ -108,8 +112,8 @@ fn finite_rows(x: &Tensor) -> Result<Option<Vec<u32>>> {
 }
 
 /// Looks at the values of a matrix, row after row.
-pub(super) fn with_values<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let x = x.contiguous()?;
+pub(super) fn with_values<T>(x: &Activations, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    let x = x.tensor()?.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
         (&*storage, layout.contiguous_offsets())
@@ -124,7 +128,7 @@ pub(super) fn with_values<T>(x: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Resu
 mod tests {
     use std::sync::Mutex;
 
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
     use crate::arch::decoder::Input;
@@ -135,8 +139,8 @@ mod tests {
     struct Rows(Vec<Vec<f32>>);
 
     impl Statistic for Rows {
-        fn add(&mut self, _: LinearId, rows: &Tensor) -> Result<()> {
-            self.0.extend(rows.to_vec2::<f32>()?);
+        fn add(&mut self, _: LinearId, rows: &Activations) -> Result<()> {
+            self.0.extend(rows.tensor()?.to_vec2::<f32>()?);
             Ok(())
         }
     }
@@ -167,7 +171,7 @@ mod tests {
         let mut guard = Guard::new(&mut statistic);
         for piece in values.chunks(rows.div_ceil(2)) {
             let x = Tensor::from_vec(piece.concat(), (piece.len(), 2), &Device::Cpu).unwrap();
-            guard.input(DOWN, &x).unwrap();
+            guard.input(DOWN, &Activations::Memory(x)).unwrap();
         }
         let spec = crate::arch::find("MixtralForCausalLM").unwrap();
         let dropped = guard.finish(spec, &warnings);

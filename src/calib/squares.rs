@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::guard::{Statistic, with_values};
 use super::imatrix::Entry;
 use crate::arch::ArchSpec;
-use crate::arch::decoder::{Input, LinearId};
+use crate::arch::decoder::{Activations, Input, LinearId};
 use crate::error::{Error, Kind, Result};
 
 /// Columns that one thread adds up. The sum of a column is always taken by one thread, in the order of the rows: it does
@@ -29,8 +28,8 @@ struct Sum {
 }
 
 impl Statistic for Squares {
-    fn add(&mut self, linear: LinearId, rows: &Tensor) -> Result<()> {
-        let (count, width) = rows.dims2()?;
+    fn add(&mut self, linear: LinearId, rows: &Activations) -> Result<()> {
+        let [count, width] = rows.shape()?;
         let sum = self.inputs.entry(linear).or_default();
         sum.columns.resize(width, 0.0);
         sum.rows += count as u64;
@@ -91,13 +90,13 @@ impl Squares {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
 
     fn add(squares: &mut Squares, input: Input, rows: &[[f32; 2]]) -> Result<()> {
         let rows = Tensor::from_vec(rows.concat(), (rows.len(), 2), &Device::Cpu)?;
-        squares.add(LinearId { layer: 1, input }, &rows)
+        squares.add(LinearId { layer: 1, input }, &Activations::Memory(rows))
     }
 
     #[test]
@@ -147,7 +146,7 @@ mod tests {
             let all = Tensor::from_vec(values.clone(), (50, width), &Device::Cpu).unwrap();
             let (mut squares, mut start) = (Squares::default(), 0);
             for piece in pieces {
-                let rows = all.narrow(0, start, *piece).unwrap();
+                let rows = Activations::Memory(all.narrow(0, start, *piece).unwrap());
                 let id = LinearId { layer: 0, input: Input::Down };
                 pool.install(|| squares.add(id, &rows)).unwrap();
                 start += piece;

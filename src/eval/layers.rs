@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::arch::decoder::{Hidden, Layer, LinearId, Tap};
+use crate::arch::decoder::{Activations, Hidden, Layer, LinearId, Tap};
 use crate::error::{Error, Kind, Result};
 
 /// Tokens whose outputs are compared at a time.
@@ -111,17 +111,18 @@ impl<'a> LinearErrors<'a> {
 }
 
 impl Tap for LinearErrors<'_> {
-    fn input(&mut self, linear: LinearId, x: &Tensor) -> Result<()> {
+    fn input(&mut self, linear: LinearId, x: &Activations) -> Result<()> {
         let (reference, model) = (self.reference.linears(linear.input), self.model.linears(linear.input));
         let sums = self
             .sums
             .entry(linear)
             .or_insert_with(|| reference.iter().map(|(name, _)| (*name, Squares::default())).collect());
+        let x = x.tensor()?;
         let rows = x.dim(0)?;
         for start in (0..rows).step_by(TOKENS) {
-            let x = x.narrow(0, start, TOKENS.min(rows - start))?;
+            let x = Activations::Memory(x.narrow(0, start, TOKENS.min(rows - start))?);
             for (((_, squares), (_, reference)), (_, model)) in sums.iter_mut().zip(&reference).zip(&model) {
-                squares.add(&reference.forward(&x)?, &model.forward(&x)?)?;
+                squares.add(&reference.forward(&x)?.tensor()?, &model.forward(&x)?.tensor()?)?;
             }
         }
         Ok(())

@@ -1,7 +1,6 @@
 //! Products of float32 matrices.
 //!
-//! Each product runs on the thread that asks for it. Whoever wants several threads divides the output in a way that does not
-//! depend on their number.
+//! [`multiply`] runs on the thread that asks for it, [`multiply_in_parallel`] on all threads of its pool.
 //!
 //! The order of a sum is part of the result: each value is the sum over [`CHUNK`]s of products, the chunks one after the
 //! other, and within a chunk one product after the other is added to zero, each with a single rounding (a fused
@@ -61,6 +60,35 @@ impl<'a> View<'a> {
 /// # Panics
 /// If the sizes do not fit together.
 pub(crate) fn multiply(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
+    multiply_on(Parallelism::None, out, stride, [keep, factor], a, b);
+}
+
+/// `out = a * b` on all threads of the pool that it is called in; the bits are those of [`multiply`].
+///
+/// # Panics
+/// If the sizes do not fit together.
+pub(crate) fn multiply_in_parallel(out: &mut [f32], stride: usize, a: View<'_>, b: View<'_>) {
+    let ([m, k], n) = (a.shape, b.shape[1]);
+    if m == 1 && n > FEW {
+        // The library sums up a single row in another order, and two rows as it should.
+        let twice = View { shape: [2, k], strides: [0, a.strides[1]], ..a };
+        let mut rows = vec![0.0; 2 * n];
+        multiply_on(Parallelism::Rayon(0), &mut rows, n, [0.0, 1.0], twice, b);
+        out[..n].copy_from_slice(&rows[..n]);
+    } else {
+        multiply_on(Parallelism::Rayon(0), out, stride, [0.0, 1.0], a, b);
+    }
+}
+
+/// `out = keep * out + factor * a * b`.
+fn multiply_on(
+    parallelism: Parallelism,
+    out: &mut [f32],
+    stride: usize,
+    [keep, factor]: [f32; 2],
+    a: View<'_>,
+    b: View<'_>,
+) {
     let ([m, k], [also_k, n]) = (a.shape, b.shape);
     assert_eq!(k, also_k, "inner dimensions");
     if m == 0 || n == 0 {
@@ -75,7 +103,7 @@ pub(crate) fn multiply(out: &mut [f32], stride: usize, keep: f32, factor: f32, a
         if m == 1 || n == 1 || m * n <= FEW || depth.len() <= 2 {
             multiply_few(out, stride, keep, factor, a, b);
         } else {
-            multiply_many(out, stride, keep, factor, a, b);
+            multiply_many(parallelism, out, stride, [keep, factor], a, b);
         }
         keep = 1.0;
     }
@@ -94,7 +122,14 @@ fn multiply_few(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<
 }
 
 /// One chunk of a product whose sizes were checked.
-fn multiply_many(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
+fn multiply_many(
+    parallelism: Parallelism,
+    out: &mut [f32],
+    stride: usize,
+    [keep, factor]: [f32; 2],
+    a: View<'_>,
+    b: View<'_>,
+) {
     let ([m, k], n) = (a.shape, b.shape[1]);
     // SAFETY: all values of the three matrices lie in their slices, as was just asserted; rows of `out` do not overlap each
     // other, and `out` is borrowed for this call alone.
@@ -118,7 +153,7 @@ fn multiply_many(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View
             false,
             false,
             false,
-            Parallelism::None,
+            parallelism,
         );
     }
 }
@@ -171,6 +206,7 @@ mod tests {
             [5, 512, 160],
             [70, 1025, 96],
             [96, 0, 96],
+            [1, 1030, 700],
         ] {
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
@@ -188,6 +224,10 @@ mod tests {
                     }
                     assert_eq!(*found, expected, "{m} x {k} x {n}, value {i} {j}");
                 }
+                let (mut alone, mut together) = (vec![0.25; m * n], vec![0.25; m * n]);
+                multiply(&mut alone, n, 0.0, 1.0, a, View::block(&b, n, 0..k, 0..n));
+                multiply_in_parallel(&mut together, n, a, View::block(&b, n, 0..k, 0..n));
+                assert!(alone == together, "{m} x {k} x {n} in parallel");
             }
         }
     }

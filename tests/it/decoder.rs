@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use llm_quantize::arch::Model;
-use llm_quantize::arch::decoder::{Compute, Decoder, Hidden, Input, LinearId, Tap};
+use llm_quantize::arch::decoder::{Activations, Compute, Decoder, Hidden, Input, LinearId, Tap};
 use llm_quantize::arch::spec::Use;
 use llm_quantize::cancel::Cancel;
 use llm_quantize::error::Kind;
@@ -123,8 +123,8 @@ fn a_pass_can_be_stopped() {
 struct Shapes(BTreeMap<LinearId, Vec<Vec<usize>>>);
 
 impl Tap for Shapes {
-    fn input(&mut self, linear: LinearId, x: &Tensor) -> llm_quantize::Result<()> {
-        self.0.entry(linear).or_default().push(x.dims().to_vec());
+    fn input(&mut self, linear: LinearId, x: &Activations) -> llm_quantize::Result<()> {
+        self.0.entry(linear).or_default().push(x.shape()?.to_vec());
         Ok(())
     }
 }

@@ -20,6 +20,8 @@ mod corruption;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
+mod cuda_decoder;
+#[cfg(feature = "cuda")]
 mod cuda_layerwise;
 /// Calibration data: files and data sets to rows of tokens.
 mod data;

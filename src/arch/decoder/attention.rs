@@ -1,17 +1,21 @@
 //! Causal attention with grouped queries, `LlamaAttention` and its kin in transformers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::activations::{Activations, elsewhere};
 use super::linear::Linear;
 use super::norm::Norm;
+use super::product;
 use super::rope::Table;
 use super::schedule::{LayerKind, RopeKind};
 use super::softmax::CausalSoftmax;
 use super::weights::{At, Weights};
 use super::{Context, Input, LinearId, Tap};
 use crate::arch::Model;
+use crate::backend::{self, Accelerator};
 use crate::error::Result;
 
 /// The attention of one layer.
@@ -67,6 +71,11 @@ impl Attention {
         })
     }
 
+    /// Heads of queries for each head of keys.
+    pub(super) fn queries_of_a_key(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
     /// The matrices that one of its inputs goes into.
     pub(super) fn linears(&self, input: Input) -> Vec<(&'static str, &Linear)> {
         match input {
@@ -98,11 +107,11 @@ impl Attention {
     /// `[tokens, hidden]` in and out; the tokens are those of sequences one after the other.
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        x: &Activations,
         context: &Context,
         layer: usize,
         tap: &mut dyn Tap,
-    ) -> Result<Tensor> {
+    ) -> Result<Activations> {
         tap.input(LinearId { layer, input: Input::Attention }, x)?;
         let mixed = self.mixed(x, context)?;
         tap.input(LinearId { layer, input: Input::AttentionOutput }, &mixed)?;
@@ -110,50 +119,87 @@ impl Attention {
     }
 
     /// What goes into the output projection: `[tokens, hidden]` in, `[tokens, heads * head_dim]` out.
-    pub(super) fn mixed(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
+    pub(super) fn mixed(&self, x: &Activations, context: &Context) -> Result<Activations> {
         let table = self.rope.map(|kind| context.table(kind));
-        let query = self.split(&self.query.forward(x)?, self.heads, self.query_norm.as_ref(), table)?;
-        let key = self.split(&self.key.forward(x)?, self.kv_heads, self.key_norm.as_ref(), table)?;
-        let value = self.split(&self.value.forward(x)?, self.kv_heads, None, None)?;
-        let length = context.sequence();
+        let query = self.prepare(self.query.forward(x)?, self.query_norm.as_ref(), table)?;
+        let key = self.prepare(self.key.forward(x)?, self.key_norm.as_ref(), table)?;
+        match (&query, &key, &self.value.forward(x)?) {
+            (Activations::Memory(query), Activations::Memory(key), Activations::Memory(value)) => {
+                Ok(Activations::Memory(self.attend(query, key, value, context.sequence())?))
+            }
+            (
+                Activations::Device(device, query),
+                Activations::Device(_, key),
+                Activations::Device(_, value),
+            ) => {
+                let attention = backend::Attention {
+                    sequence: context.sequence(),
+                    heads: self.heads,
+                    kv_heads: self.kv_heads,
+                    head_dim: self.head_dim,
+                    scale: self.softmax.scale,
+                    soft_cap: self.softmax.soft_cap,
+                    window: self.softmax.window,
+                };
+                let mixed = device.attend(&attention, query, key, value)?;
+                Ok(Activations::Device(device.clone(), mixed))
+            }
+            _ => Err(elsewhere()),
+        }
+    }
+
+    /// Its matrices and norms move to a device.
+    pub(super) fn move_to(&mut self, device: &Arc<dyn Accelerator>) -> Result<()> {
+        let matrices = [&mut self.query, &mut self.key, &mut self.value, &mut self.output];
+        matrices.into_iter().try_for_each(|matrix| matrix.move_to(device))?;
+        let norms = [&mut self.query_norm, &mut self.key_norm];
+        norms.into_iter().flatten().try_for_each(|norm| norm.move_to(device))
+    }
+
+    /// What comes out of the output projection: `[tokens, heads * head_dim]` in, `[tokens, hidden]` out.
+    pub(super) fn output(&self, mixed: &Activations) -> Result<Activations> {
+        self.output.forward(mixed)
+    }
+
+    /// Norms and rotates heads, `[tokens, heads * head_dim]`.
+    fn prepare(&self, x: Activations, norm: Option<&Norm>, table: Option<&Table>) -> Result<Activations> {
+        let x = match norm {
+            Some(norm) => norm.forward(&x)?,
+            None => x,
+        };
+        match table {
+            Some(table) => table.rotate(x, self.head_dim),
+            None => Ok(x),
+        }
+    }
+
+    /// Sequences of `length` tokens, one after the other: queries, keys and values to `[tokens, heads * head_dim]`.
+    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, length: usize) -> Result<Tensor> {
         // One sequence at a time: the scores of all would take much memory.
-        let joined = (0..x.dim(0)? / length)
+        let joined = (0..query.dim(0)? / length)
             .map(|i| {
-                let part = |t: &Tensor| t.narrow(0, i * length, length)?.transpose(0, 1)?.contiguous();
-                self.attend(&part(&query)?, &part(&key)?, &part(&value)?)
+                let part = |t: &Tensor, heads| {
+                    let part = t.narrow(0, i * length, length)?;
+                    part.reshape((length, heads, self.head_dim))?.transpose(0, 1)?.contiguous()
+                };
+                let (query, key) = (part(query, self.heads)?, part(key, self.kv_heads)?);
+                self.attend_within(&query, &key, &part(value, self.kv_heads)?)
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&joined, 0)?)
     }
 
-    /// What comes out of the output projection: `[tokens, heads * head_dim]` in, `[tokens, hidden]` out.
-    pub(super) fn output(&self, mixed: &Tensor) -> Result<Tensor> {
-        self.output.forward(mixed)
-    }
-
-    /// `[tokens, heads * head_dim]` to normed and rotated heads, `[tokens, heads, head_dim]`.
-    fn split(&self, x: &Tensor, heads: usize, norm: Option<&Norm>, table: Option<&Table>) -> Result<Tensor> {
-        let mut x = x.reshape((x.dim(0)?, heads, self.head_dim))?;
-        if let Some(norm) = norm {
-            x = norm.forward(&x)?;
-        }
-        if let Some(table) = table {
-            table.rotate(&x)?;
-        }
-        Ok(x)
-    }
-
     /// One sequence: `[heads, tokens, head_dim]` of queries and the same of fewer heads of keys and values, to
     /// `[tokens, heads * head_dim]`.
-    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+    fn attend_within(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         let (heads, length, width) = query.dims3()?;
         let kv_heads = key.dim(0)?;
         // The queries that share a key are rows of one matrix, so that keys need not be repeated.
         let rows = heads / kv_heads * length;
         let query = query.reshape((kv_heads, rows, width))?;
-        let scores = query.matmul(&key.transpose(1, 2)?)?.reshape((heads, length, length))?;
+        let scores = product::of_each(&query, key, true)?.reshape((heads, length, length))?;
         scores.inplace_op1(&self.softmax)?;
-        let mixed = scores.reshape((kv_heads, rows, length))?.matmul(value)?;
+        let mixed = product::of_each(&scores.reshape((kv_heads, rows, length))?, value, false)?;
         Ok(mixed.reshape((heads, length, width))?.transpose(0, 1)?.reshape((length, heads * width))?)
     }
 }

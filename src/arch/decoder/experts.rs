@@ -1,14 +1,17 @@
 //! A mixture of experts, `MixtralSparseMoeBlock` and `Qwen3MoeSparseMoeBlock` of transformers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::activations::{Activations, elsewhere};
 use super::feed_forward::FeedForward;
 use super::linear::Linear;
 use super::weights::{At, Weights};
 use super::{Input, LinearId, Tap};
 use crate::arch::Model;
+use crate::backend::{Accelerator, ExpertRows};
 use crate::error::{Error, Kind, Result};
 
 /// The experts of one layer.
@@ -41,6 +44,11 @@ impl Experts {
         })
     }
 
+    /// How many there are, and how many each token goes to.
+    pub(super) fn count(&self) -> (usize, usize) {
+        (self.experts.len(), self.used)
+    }
+
     /// The matrices that one of its inputs goes into.
     pub(super) fn linears(&self, input: Input) -> Vec<(&'static str, &Linear)> {
         let expert = |e: usize| self.experts.get(e).map(FeedForward::linears);
@@ -59,55 +67,60 @@ impl Experts {
     }
 
     /// `[tokens, hidden]` in and out.
-    pub(super) fn forward(&self, x: &Tensor, layer: usize, tap: &mut dyn Tap) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Activations, layer: usize, tap: &mut dyn Tap) -> Result<Activations> {
         tap.input(LinearId { layer, input: Input::Router }, x)?;
-        let mut sum = vec![0.0; x.elem_count()];
-        for (e, routed) in self.route(x)?.iter().enumerate().filter(|(_, routed)| !routed.is_empty()) {
+        let mut parts = Vec::new();
+        for (e, routed) in self.routes(x)? {
             let inputs = [Input::Expert(e), Input::ExpertDown(e)];
-            let out = self.experts[e].forward(&select(x, routed)?, layer, inputs, tap)?;
-            add(&mut sum, &out, routed)?;
+            let out = self.experts[e].forward(&select(x, &routed)?, layer, inputs, tap)?;
+            parts.push((out, routed));
         }
-        Ok(Tensor::from_vec(sum, x.shape(), &Device::Cpu)?)
+        combine(&parts, x.shape()?, x)
+    }
+
+    /// Its matrices move to a device.
+    pub(super) fn move_to(&mut self, device: &Arc<dyn Accelerator>) -> Result<()> {
+        self.router.move_to(device)?;
+        self.experts.iter_mut().try_for_each(|expert| expert.move_to(device))
     }
 
     /// Shows `tap` what goes into the router and into gate and up of each expert.
-    pub(super) fn show_inputs(&self, x: &Tensor, layer: usize, tap: &mut dyn Tap) -> Result<()> {
+    pub(super) fn show_inputs(&self, x: &Activations, layer: usize, tap: &mut dyn Tap) -> Result<()> {
         tap.input(LinearId { layer, input: Input::Router }, x)?;
-        for (e, routed) in self.route(x)?.iter().enumerate().filter(|(_, routed)| !routed.is_empty()) {
-            tap.input(LinearId { layer, input: Input::Expert(e) }, &select(x, routed)?)?;
+        for (e, routed) in self.routes(x)? {
+            tap.input(LinearId { layer, input: Input::Expert(e) }, &select(x, &routed)?)?;
         }
         Ok(())
     }
 
     /// What goes into down of each expert: `[tokens, hidden]` in.
-    pub(super) fn gated(&self, x: &Tensor) -> Result<Vec<Gated>> {
-        let all = self.route(x)?.into_iter().enumerate().filter(|(_, routed)| !routed.is_empty());
-        all.map(|(expert, routed)| {
+    pub(super) fn gated(&self, x: &Activations) -> Result<Vec<Gated>> {
+        let gated = |(expert, routed): (usize, Vec<Routed>)| {
             let gated = self.experts[expert].gated(&select(x, &routed)?)?;
             Ok(Gated { expert, routed, gated })
-        })
-        .collect()
+        };
+        self.routes(x)?.map(gated).collect()
     }
 
-    /// What comes out of all experts: `[tokens, hidden]`.
-    pub(super) fn output(&self, all: &[Gated], tokens: usize) -> Result<Tensor> {
-        let hidden = self.router.inner()?;
-        let mut sum = vec![0.0; tokens * hidden];
-        for Gated { expert, routed, gated } in all {
-            add(&mut sum, &self.experts[*expert].output(gated)?, routed)?;
-        }
-        Ok(Tensor::from_vec(sum, (tokens, hidden), &Device::Cpu)?)
+    /// What comes out of all experts: `[tokens, hidden]`, where `hidden`, of this shape, is.
+    pub(super) fn output(&self, all: &[Gated], hidden: &Activations) -> Result<Activations> {
+        let output = |Gated { expert, routed, gated }: &Gated| {
+            Ok((self.experts[*expert].output(gated)?, routed.clone()))
+        };
+        let parts = all.iter().map(output).collect::<Result<Vec<_>>>()?;
+        combine(&parts, hidden.shape()?, hidden)
     }
 
-    /// The tokens of each expert, with their weights.
-    fn route(&self, x: &Tensor) -> Result<Vec<Vec<Routed>>> {
+    /// The tokens of each expert that has any, with their weights. The choice is the processor's: it takes little, and needs
+    /// them in memory.
+    fn routes(&self, x: &Activations) -> Result<impl Iterator<Item = (usize, Vec<Routed>)> + use<>> {
         let mut all = vec![Vec::new(); self.experts.len()];
-        for (token, logits) in self.router.forward(x)?.to_vec2::<f32>()?.iter().enumerate() {
+        for (token, logits) in self.router.forward(x)?.tensor()?.to_vec2::<f32>()?.iter().enumerate() {
             for (expert, weight) in route(logits, self.used, self.normalise) {
                 all[expert].push((token as u32, weight));
             }
         }
-        Ok(all)
+        Ok(all.into_iter().enumerate().filter(|(_, routed)| !routed.is_empty()))
     }
 }
 
@@ -118,15 +131,40 @@ type Routed = (u32, f32);
 #[derive(Debug)]
 pub(super) struct Gated {
     pub(super) expert: usize,
-    routed: Vec<Routed>,
+    pub(super) routed: Vec<Routed>,
     /// `[tokens routed there, feed_forward]`.
-    pub(super) gated: Tensor,
+    pub(super) gated: Activations,
 }
 
 /// The rows of the tokens that an expert gets.
-fn select(x: &Tensor, routed: &[Routed]) -> Result<Tensor> {
+fn select(x: &Activations, routed: &[Routed]) -> Result<Activations> {
     let tokens: Vec<u32> = routed.iter().map(|(token, _)| *token).collect();
-    Ok(x.index_select(&Tensor::from_vec(tokens, routed.len(), &Device::Cpu)?, 0)?)
+    x.select(&tokens)
+}
+
+/// The sum of what experts have made of their tokens, where `there` is.
+fn combine<'a>(
+    parts: &'a [(Activations, Vec<Routed>)],
+    [rows, columns]: [usize; 2],
+    there: &Activations,
+) -> Result<Activations> {
+    match there {
+        Activations::Memory(_) => {
+            let mut sum = vec![0.0; rows * columns];
+            for (out, routed) in parts {
+                add(&mut sum, &out.tensor()?, routed)?;
+            }
+            Ok(Activations::Memory(Tensor::from_vec(sum, (rows, columns), &Device::Cpu)?))
+        }
+        Activations::Device(device, _) => {
+            let part = |(out, routed): &'a (Activations, Vec<Routed>)| match out {
+                Activations::Device(_, values) => Ok(ExpertRows { values, routed }),
+                Activations::Memory(_) => Err(elsewhere()),
+            };
+            let parts = parts.iter().map(part).collect::<Result<Vec<_>>>()?;
+            Ok(Activations::Device(device.clone(), device.combine(rows, columns, &parts)?))
+        }
+    }
 }
 
 /// Adds what an expert has made of its tokens.

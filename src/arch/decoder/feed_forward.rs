@@ -1,10 +1,12 @@
 //! The gated feed-forward part, `LlamaMLP` and its kin in transformers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape};
 use rayon::prelude::*;
 
+use super::activations::{Activations, elsewhere};
 use super::exp::{exp, tanh};
 use super::linear::Linear;
 use super::rows;
@@ -12,6 +14,7 @@ use super::weights::{At, Weights};
 use super::{Input, LinearId, Tap};
 use crate::arch::Model;
 use crate::arch::spec::Activation;
+use crate::backend::Accelerator;
 use crate::error::Result;
 use crate::format::gguf::blocks::Simd;
 
@@ -84,23 +87,37 @@ impl FeedForward {
     }
 
     /// What goes into down: `[tokens, hidden]` in, `[tokens, feed_forward]` out.
-    pub(super) fn gated(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.gate.forward(x)?.apply_op2_no_bwd(&self.up.forward(x)?, &Gate(self.activation))?)
+    pub(super) fn gated(&self, x: &Activations) -> Result<Activations> {
+        match (self.gate.forward(x)?, self.up.forward(x)?) {
+            (Activations::Memory(gate), Activations::Memory(up)) => {
+                Ok(Activations::Memory(gate.apply_op2_no_bwd(&up, &Gate(self.activation))?))
+            }
+            (Activations::Device(device, gate), Activations::Device(_, up)) => {
+                let gated = device.gate(self.activation, &gate, &up)?;
+                Ok(Activations::Device(device, gated))
+            }
+            _ => Err(elsewhere()),
+        }
+    }
+
+    /// Its matrices move to a device.
+    pub(super) fn move_to(&mut self, device: &Arc<dyn Accelerator>) -> Result<()> {
+        [&mut self.gate, &mut self.up, &mut self.down].into_iter().try_for_each(|l| l.move_to(device))
     }
 
     /// What comes out of down: `[tokens, feed_forward]` in, `[tokens, hidden]` out.
-    pub(super) fn output(&self, gated: &Tensor) -> Result<Tensor> {
+    pub(super) fn output(&self, gated: &Activations) -> Result<Activations> {
         self.down.forward(gated)
     }
 
     /// `[tokens, hidden]` in and out. `inputs` are those of gate and up, and of down.
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        x: &Activations,
         layer: usize,
         inputs: [Input; 2],
         tap: &mut dyn Tap,
-    ) -> Result<Tensor> {
+    ) -> Result<Activations> {
         let [input, input_down] = inputs;
         tap.input(LinearId { layer, input }, x)?;
         let gated = self.gated(x)?;
@@ -110,7 +127,7 @@ impl FeedForward {
 }
 
 /// `activation(a) * b`.
-struct Gate(Activation);
+pub(super) struct Gate(pub(super) Activation);
 
 impl CustomOp2 for Gate {
     fn name(&self) -> &'static str {

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use super::activations::Activations;
 use super::linear::Linear;
 use crate::error::Result;
 
@@ -20,7 +21,8 @@ impl Head {
     /// Those of candle.
     pub fn forward(&self, normed: &Tensor) -> Result<Tensor> {
         let mut shape = normed.dims().to_vec();
-        let logits = self.linear.forward(&normed.flatten_to(normed.rank().saturating_sub(2))?)?;
+        let normed = Activations::Memory(normed.flatten_to(normed.rank().saturating_sub(2))?);
+        let logits = self.linear.forward(&normed)?.tensor()?;
         let logits = match self.soft_cap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use candle_core::{Device, Tensor};
 
 use super::layer::Held;
-use super::{Context, Decoder, Layer, Spill, Tap};
+use super::{Activations, Context, Decoder, Layer, Spill, Tap};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 
@@ -20,6 +20,16 @@ pub struct Hidden {
     batches: Vec<Batch>,
     /// Where the states are if they are not in memory.
     spill: Option<Spill>,
+    residency: Residency,
+}
+
+/// What stays in the memory of the device that computes it, instead of going through that of the machine between steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// The states.
+    pub states: bool,
+    /// What a step leaves for the next.
+    pub held: bool,
 }
 
 #[derive(Debug)]
@@ -35,8 +45,8 @@ struct Batch {
 /// The states of a batch.
 #[derive(Debug)]
 enum States {
-    /// `[windows, tokens, hidden]`.
-    Memory(Tensor),
+    /// `[windows * tokens, hidden]`, in memory or on a device.
+    Here(Activations),
     /// From this byte of the file on.
     Disk(u64),
 }
@@ -127,7 +137,8 @@ impl Hidden {
             batch.set(states, spill.as_ref())?;
             Ok(batch)
         };
-        Ok(Hidden { batches: batches(windows).map(batch).collect::<Result<_>>()?, spill })
+        let batches = batches(windows).map(batch).collect::<Result<_>>()?;
+        Ok(Hidden { batches, spill, residency: Residency::default() })
     }
 
     /// How many bytes the states of `windows` take.
@@ -195,14 +206,16 @@ impl Hidden {
     ) -> Result<()> {
         for batch in &mut self.batches {
             cancel.check()?;
-            let mut states = batch.get(self.spill.as_ref())?;
+            let mut states = batch.activations(self.spill.as_ref())?;
             layer.step(step, &mut states, &mut batch.held, &batch.context, tap)?;
             if step.changes_states() {
-                batch.set(states, self.spill.as_ref())?;
+                batch.put(states, self.spill.as_ref(), self.residency.states)?;
             }
-            if !keep {
-                batch.held = None;
-            }
+            batch.held = match batch.held.take() {
+                Some(held) if keep && self.residency.held => Some(held),
+                Some(held) if keep => Some(held.into_memory()?),
+                _ => None,
+            };
         }
         Ok(())
     }
@@ -225,6 +238,18 @@ impl Hidden {
         panic!("there is no such window");
     }
 
+    /// Says what stays on a device from the next step on. What is there already stays until then.
+    pub fn reside(&mut self, residency: Residency) {
+        self.residency = residency;
+    }
+
+    /// The most tokens of a batch, and of a window.
+    pub fn largest_batch(&self) -> [usize; 2] {
+        let tokens = self.batches.iter().map(|batch| batch.shape[0] * batch.shape[1]).max();
+        let length = self.batches.iter().map(|batch| batch.shape[1]).max();
+        [tokens, length].map(Option::unwrap_or_default)
+    }
+
     /// Number of windows.
     pub fn windows(&self) -> usize {
         self.batches.iter().map(|b| b.shape[0]).sum()
@@ -241,20 +266,37 @@ impl Batch {
         (self.shape.iter().product::<usize>() * size_of::<f32>()) as u64
     }
 
-    /// The states, from the disk if they are there.
+    /// The states in memory, `[windows, tokens, hidden]`.
     fn get(&self, spill: Option<&Spill>) -> Result<Tensor> {
+        Ok(self.activations(spill)?.tensor()?.reshape(self.shape.to_vec())?)
+    }
+
+    /// The states, `[windows * tokens, hidden]`, from the disk if they are there.
+    fn activations(&self, spill: Option<&Spill>) -> Result<Activations> {
+        let [windows, tokens, hidden] = self.shape;
         match (&self.states, spill) {
-            (States::Memory(states), _) => Ok(states.clone()),
-            (States::Disk(at), Some(spill)) => spill.load(self.shape, *at),
+            (States::Here(states), _) => Ok(states.clone()),
+            (States::Disk(at), Some(spill)) => {
+                let states = spill.load(self.shape, *at)?;
+                Ok(Activations::Memory(states.reshape((windows * tokens, hidden))?))
+            }
             (States::Disk(_), None) => unreachable!("states are on the disk only if there is a place"),
         }
     }
 
-    /// Puts other states of the same shape where the last ones were, or into memory if there is no place on the disk.
+    /// Puts other states of the same number where the last ones were, or into memory if there is no place on the disk.
     fn set(&mut self, states: Tensor, spill: Option<&Spill>) -> Result<()> {
+        let [windows, tokens, hidden] = self.shape;
+        let states = states.reshape((windows * tokens, hidden))?;
+        self.put(Activations::Memory(states), spill, false)
+    }
+
+    /// The same; they stay on a device if they are there and may.
+    fn put(&mut self, states: Activations, spill: Option<&Spill>, resident: bool) -> Result<()> {
         match (&self.states, spill) {
-            (States::Disk(at), Some(spill)) => spill.store(&states, *at)?,
-            _ => self.states = States::Memory(states),
+            (States::Disk(at), Some(spill)) => spill.store(&states.tensor()?, *at)?,
+            _ if resident => self.states = States::Here(states),
+            _ => self.states = States::Here(states.into_memory()?),
         }
         Ok(())
     }

@@ -1,7 +1,10 @@
 //! One layer: attention and feed-forward part, with their norms and residual sums.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
+use super::activations::Activations;
 use super::attention::Attention;
 use super::experts::{self, Experts};
 use super::feed_forward::FeedForward;
@@ -11,6 +14,7 @@ use super::schedule::LayerKind;
 use super::weights::{At, Weights};
 use super::{Context, Input, LinearId, Step, Tap};
 use crate::arch::Model;
+use crate::backend::Accelerator;
 use crate::error::{Error, Kind, Result};
 
 /// The weights of one layer, in float32.
@@ -24,11 +28,13 @@ pub struct Layer {
     feed_forward_norm: Norm,
     feed_forward: Part,
     feed_forward_post_norm: Option<Norm>,
+    /// What computes it, if that is not the processor.
+    device: Option<Arc<dyn Accelerator>>,
 }
 
 #[derive(Debug)]
 enum Part {
-    Dense(FeedForward),
+    Dense(Box<FeedForward>),
     Experts(Experts),
 }
 
@@ -44,9 +50,10 @@ impl Layer {
             feed_forward: if weights.has("ffn_gate_inp") {
                 Part::Experts(Experts::load(model, weights, at)?)
             } else {
-                Part::Dense(FeedForward::load(model, weights, at)?)
+                Part::Dense(Box::new(FeedForward::load(model, weights, at)?))
             },
             feed_forward_post_norm: weights.norm("blk.{}.post_ffw_norm.weight", at)?,
+            device: None,
         })
     }
 
@@ -102,7 +109,8 @@ impl Layer {
                 format!("sequences of {length} tokens in a context for {}", context.sequence()),
             ));
         }
-        let hidden = hidden.reshape((sequences * length, width))?;
+        let hidden = Activations::Memory(hidden.reshape((sequences * length, width))?);
+        let hidden = hidden.moved_to(self.device.as_ref())?;
         let x = self.attention_norm.forward(&hidden)?;
         let x = self.attention.forward(&x, context, self.index, tap)?;
         let hidden = add(&hidden, x, self.attention_post_norm.as_ref())?;
@@ -112,26 +120,56 @@ impl Layer {
             Part::Experts(part) => part.forward(&x, self.index, tap)?,
         };
         let hidden = add(&hidden, x, self.feed_forward_post_norm.as_ref())?;
-        Ok(hidden.reshape((sequences, length, width))?)
+        Ok(hidden.tensor()?.reshape((sequences, length, width))?)
+    }
+
+    /// Has a device compute this layer from now on, in whose memory its weights are then. The results are the same to the bit;
+    /// hidden states come from memory and go there.
+    ///
+    /// # Errors
+    /// `Resources` if the weights do not fit; the layer is of no use then.
+    pub fn move_to(&mut self, device: &Arc<dyn Accelerator>) -> Result<()> {
+        self.device = Some(device.clone());
+        self.attention_norm.move_to(device)?;
+        self.attention.move_to(device)?;
+        self.feed_forward_norm.move_to(device)?;
+        match &mut self.feed_forward {
+            Part::Dense(part) => part.move_to(device)?,
+            Part::Experts(part) => part.move_to(device)?,
+        }
+        let norms = [&mut self.attention_post_norm, &mut self.feed_forward_post_norm];
+        norms.into_iter().flatten().try_for_each(|norm| norm.move_to(device))
+    }
+
+    /// How many experts there are, and how many each token goes to.
+    pub(super) fn experts(&self) -> (usize, usize) {
+        match &self.feed_forward {
+            Part::Dense(_) => (0, 0),
+            Part::Experts(part) => part.count(),
+        }
+    }
+
+    /// Heads of queries for each head of keys.
+    pub(super) fn queries_of_a_key(&self) -> usize {
+        self.attention.queries_of_a_key()
     }
 
     /// Does one step of the layer: from where the step before has stopped to the inputs of the next matrices, which `tap`
-    /// sees. `states` are `[sequences, tokens, hidden]`, `held` is what the step before has left besides; where that was
-    /// dropped, it is computed again.
+    /// sees. `states` are `[tokens, hidden]`, wherever they are; where the layer is computed, they and `held`, what the step
+    /// leaves besides, are afterwards. What the step before has left may be dropped; it is computed again then.
     ///
     /// # Errors
     /// As [`Layer::forward`].
     pub(super) fn step(
         &self,
         step: Step,
-        states: &mut Tensor,
+        states: &mut Activations,
         held: &mut Option<Held>,
         context: &Context,
         tap: &mut dyn Tap,
     ) -> Result<()> {
-        let shape = states.dims3()?;
-        let (tokens, layer) = (shape.0 * shape.1, self.index);
-        let hidden = states.reshape((tokens, shape.2))?;
+        let layer = self.index;
+        let hidden = states.clone().moved_to(self.device.as_ref())?;
         match step {
             Step::Attention => {
                 let x = self.attention_norm.forward(&hidden)?;
@@ -144,7 +182,7 @@ impl Layer {
             }
             Step::FeedForward => {
                 let mixed = match held.take() {
-                    Some(Held::Mixed(mixed)) => mixed,
+                    Some(Held::Mixed(mixed)) => mixed.moved_to(self.device.as_ref())?,
                     _ => self.mixed(&hidden, context)?,
                 };
                 let x = self.attention.output(&mixed)?;
@@ -154,7 +192,7 @@ impl Layer {
                     Part::Dense(_) => tap.input(LinearId { layer, input: Input::FeedForward }, &x)?,
                     Part::Experts(part) => part.show_inputs(&x, layer, tap)?,
                 }
-                *states = hidden.reshape(shape)?;
+                *states = hidden;
             }
             Step::Down => {
                 let gated = self.gated(&hidden)?;
@@ -171,27 +209,27 @@ impl Layer {
             }
             Step::End => {
                 let gated = match held.take() {
-                    Some(gated) => gated,
+                    Some(gated) => gated.moved_to(self.device.as_ref())?,
                     None => self.gated(&hidden)?,
                 };
                 let x = match (&self.feed_forward, &gated) {
                     (Part::Dense(part), Held::Gated(x)) => part.output(x)?,
-                    (Part::Experts(part), Held::Experts(all)) => part.output(all, tokens)?,
+                    (Part::Experts(part), Held::Experts(all)) => part.output(all, &hidden)?,
                     _ => return Err(Error::new(Kind::Usage, "the steps of a layer were taken out of order")),
                 };
-                *states = add(&hidden, x, self.feed_forward_post_norm.as_ref())?.reshape(shape)?;
+                *states = add(&hidden, x, self.feed_forward_post_norm.as_ref())?;
             }
         }
         Ok(())
     }
 
     /// What goes into the projection after attention.
-    fn mixed(&self, hidden: &Tensor, context: &Context) -> Result<Tensor> {
+    fn mixed(&self, hidden: &Activations, context: &Context) -> Result<Activations> {
         self.attention.mixed(&self.attention_norm.forward(hidden)?, context)
     }
 
     /// What goes into down.
-    fn gated(&self, hidden: &Tensor) -> Result<Held> {
+    fn gated(&self, hidden: &Activations) -> Result<Held> {
         let x = self.feed_forward_norm.forward(hidden)?;
         Ok(match &self.feed_forward {
             Part::Dense(part) => Held::Gated(part.gated(&x)?),
@@ -204,18 +242,40 @@ impl Layer {
 #[derive(Debug)]
 pub(super) enum Held {
     /// The input of the projection after attention.
-    Mixed(Tensor),
+    Mixed(Activations),
     /// The input of down.
-    Gated(Tensor),
+    Gated(Activations),
     /// Those of the experts.
     Experts(Vec<experts::Gated>),
 }
 
+impl Held {
+    /// The same in memory, where there is room for those of all batches.
+    pub(super) fn into_memory(self) -> Result<Held> {
+        self.each(Activations::into_memory)
+    }
+
+    fn moved_to(self, device: Option<&Arc<dyn Accelerator>>) -> Result<Held> {
+        self.each(|x| x.moved_to(device))
+    }
+
+    fn each(self, change: impl Fn(Activations) -> Result<Activations>) -> Result<Held> {
+        Ok(match self {
+            Held::Mixed(x) => Held::Mixed(change(x)?),
+            Held::Gated(x) => Held::Gated(change(x)?),
+            Held::Experts(all) => {
+                let one = |one: experts::Gated| Ok(experts::Gated { gated: change(one.gated)?, ..one });
+                Held::Experts(all.into_iter().map(one).collect::<Result<_>>()?)
+            }
+        })
+    }
+}
+
 /// The residual sum.
-fn add(hidden: &Tensor, x: Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+fn add(hidden: &Activations, x: Activations, norm: Option<&Norm>) -> Result<Activations> {
     let x = match norm {
         Some(norm) => norm.forward(&x)?,
         None => x,
     };
-    Ok((hidden + x)?)
+    hidden.plus(&x)
 }

@@ -1,9 +1,14 @@
 //! A matrix with or without a bias.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 
+use super::activations::{Activations, elsewhere};
 use super::bf16::{self, Packed};
+use super::product::times_transposed;
 use super::rows;
+use crate::backend::{Accelerator, DeviceMatrix};
 use crate::error::{Error, Kind, Result};
 
 /// `x * weight^T + bias`.
@@ -11,13 +16,15 @@ use crate::error::{Error, Kind, Result};
 pub struct Linear {
     weight: Weight,
     /// `[out]`.
-    bias: Option<Tensor>,
+    bias: Option<Activations>,
 }
 
 #[derive(Debug)]
 enum Weight {
     /// `[out, in]`.
     F32(Tensor),
+    /// The same in the memory of a device.
+    Device(Arc<dyn Accelerator>, DeviceMatrix),
     /// Values of bfloat16 in float32, for processors that cannot multiply them as they are; the inputs are rounded too.
     Rounded(Tensor),
     Bf16(Packed),
@@ -34,7 +41,26 @@ impl Linear {
         } else {
             Weight::Rounded(weight.apply_op1_no_bwd(&Round)?)
         };
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias: bias.map(Activations::Memory) })
+    }
+
+    /// Weights and bias move to a device, where there is float32 alone.
+    pub(super) fn move_to(&mut self, device: &Arc<dyn Accelerator>) -> Result<()> {
+        self.weight = match &self.weight {
+            Weight::F32(weight) => {
+                let (_, inner) = weight.dims2()?;
+                let moved = rows::with_slice(weight, |values| device.upload(values, inner))??;
+                Weight::Device(device.clone(), moved)
+            }
+            Weight::Device(..) => return Ok(()),
+            Weight::Rounded(_) | Weight::Bf16(_) => {
+                return Err(Error::new(Kind::Other, "a device multiplies float32, not bfloat16"));
+            }
+        };
+        if let Some(bias) = &mut self.bias {
+            *bias = bias.clone().moved_to(Some(device))?;
+        }
+        Ok(())
     }
 
     /// Takes other weights, `[out, in]` row-major in float32. The bias stays.
@@ -50,14 +76,18 @@ impl Linear {
                 format!("{} weights for a matrix of {shape:?}", weights.len()),
             ));
         }
-        self.weight = Weight::F32(Tensor::from_vec(weights, shape, &Device::Cpu)?);
+        self.weight = match &self.weight {
+            Weight::Device(device, _) => Weight::Device(device.clone(), device.upload(&weights, inner)?),
+            _ => Weight::F32(Tensor::from_vec(weights, shape, &Device::Cpu)?),
+        };
         Ok(())
     }
 
     /// Number of outputs.
-    fn outer(&self) -> Result<usize> {
+    pub(super) fn outer(&self) -> Result<usize> {
         Ok(match &self.weight {
             Weight::F32(weight) | Weight::Rounded(weight) => weight.dim(0)?,
+            Weight::Device(_, weight) => weight.rows(),
             Weight::Bf16(packed) => packed.out(),
         })
     }
@@ -66,6 +96,7 @@ impl Linear {
     pub(super) fn inner(&self) -> Result<usize> {
         Ok(match &self.weight {
             Weight::F32(weight) | Weight::Rounded(weight) => weight.dim(1)?,
+            Weight::Device(_, weight) => weight.columns(),
             Weight::Bf16(packed) => packed.inner(),
         })
     }
@@ -73,17 +104,31 @@ impl Linear {
     /// `[tokens, in]` in, `[tokens, out]` out.
     ///
     /// # Errors
-    /// Those of candle.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match &self.weight {
-            Weight::F32(weight) => x.matmul(&weight.t()?)?,
-            Weight::Rounded(weight) => x.contiguous()?.apply_op1_no_bwd(&Round)?.matmul(&weight.t()?)?,
-            Weight::Bf16(packed) => x.contiguous()?.apply_op1_no_bwd(&Product(packed))?,
+    /// Those of candle or of the device; `Other` if the inputs are not where the weights are.
+    pub fn forward(&self, x: &Activations) -> Result<Activations> {
+        let (x, weight) = match (x, &self.weight) {
+            (Activations::Memory(x), weight) => (x, weight),
+            (Activations::Device(device, x), Weight::Device(_, weight)) => {
+                let bias = match &self.bias {
+                    Some(Activations::Device(_, bias)) => Some(bias),
+                    Some(Activations::Memory(_)) => return Err(elsewhere()),
+                    None => None,
+                };
+                return Ok(Activations::Device(device.clone(), device.linear(x, weight, bias)?));
+            }
+            _ => return Err(elsewhere()),
         };
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
+        let y = match weight {
+            Weight::F32(weight) => times_transposed(x, weight)?,
+            Weight::Rounded(weight) => times_transposed(&x.contiguous()?.apply_op1_no_bwd(&Round)?, weight)?,
+            Weight::Bf16(packed) => x.contiguous()?.apply_op1_no_bwd(&Product(packed))?,
+            Weight::Device(..) => return Err(elsewhere()),
+        };
+        Ok(Activations::Memory(match &self.bias {
+            Some(Activations::Memory(bias)) => y.broadcast_add(bias)?,
+            Some(Activations::Device(..)) => return Err(elsewhere()),
             None => y,
-        })
+        }))
     }
 }
 
@@ -131,8 +176,11 @@ mod tests {
         let linear = Linear::new(weight.clone(), None, true).unwrap();
         let portable =
             Linear { weight: Weight::Rounded(weight.apply_op1_no_bwd(&Round).unwrap()), bias: None };
-        let values =
-            |linear: &Linear| linear.forward(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let x = Activations::Memory(x);
+        let values = |linear: &Linear| {
+            let y = linear.forward(&x).unwrap().tensor().unwrap();
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
         for (a, b) in values(&linear).iter().zip(values(&portable)) {
             assert!((a - b).abs() < 1e-4, "{a} {b}");
         }

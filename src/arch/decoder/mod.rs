@@ -2,20 +2,26 @@
 //!
 //! It computes what transformers 5 computes (`models/*/modeling_*.py`): the same hidden states after each layer and the
 //! same logits. Where families differ, [`Arithmetic`](super::spec::Arithmetic) and the tensors that are there say how;
-//! there is no code for a single family. Matrix products are candle's; what lies between them are operations of our own
-//! that go over each row once.
+//! there is no code for a single family. Tensors are candle's; matrix products sum in one order on every processor, and what
+//! lies between them are operations that go over each row once. A device that has the same operations computes a layer
+//! that is moved there, to the same bits.
 
+mod activations;
 mod attention;
 mod bf16;
 mod compute;
+#[cfg(all(test, feature = "cuda"))]
+mod cuda_tests;
 mod exp;
 mod experts;
 mod feed_forward;
+mod footprint;
 mod head;
 mod hidden;
 mod layer;
 mod linear;
 mod norm;
+mod product;
 mod rope;
 mod rows;
 mod schedule;
@@ -31,9 +37,11 @@ use candle_core::{Device, Tensor};
 use super::Model;
 use crate::error::{Error, Kind, Result};
 use crate::source::dense::Dense;
+pub use activations::Activations;
 pub use compute::Compute;
+pub use footprint::Footprint;
 pub use head::Head;
-pub use hidden::{BATCH_TOKENS, Hidden, Step};
+pub use hidden::{BATCH_TOKENS, Hidden, Residency, Step};
 pub use layer::Layer;
 pub use linear::Linear;
 use rope::Table;
@@ -152,7 +160,8 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// As [`Decoder::layer`].
     pub fn norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.weights.need_norm("output_norm.weight", At::default())?.forward(hidden)
+        let norm = self.weights.need_norm("output_norm.weight", At::default())?;
+        norm.forward(&Activations::Memory(hidden.clone()))?.tensor()
     }
 
     /// The logits of the last layer's output: `[.., hidden]` in, `[.., vocabulary]` out. The head is read in pieces, so

@@ -1,23 +1,47 @@
 //! The norm by the root of the mean square, `LlamaRMSNorm` and `Gemma3RMSNorm` of transformers.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::activations::{Activations, elsewhere};
 use super::rows;
+use crate::backend::Accelerator;
 use crate::error::Result;
 
-/// A norm over the last dimension.
+/// A norm over each piece of a row that is as long as its weight.
 #[derive(Debug)]
 pub(super) struct Norm {
     /// `[width]`, with the family's offset added.
-    pub(super) weight: Tensor,
+    pub(super) weight: Activations,
     pub(super) epsilon: f32,
 }
 
 impl Norm {
-    /// `[.., width]` in and out.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.contiguous()?.apply_op2_no_bwd(&self.weight, &RootMeanSquare { epsilon: self.epsilon })?)
+    pub(super) fn new(weight: Tensor, epsilon: f32) -> Norm {
+        Norm { weight: Activations::Memory(weight), epsilon }
+    }
+
+    /// The weight moves to a device.
+    pub(super) fn move_to(&mut self, device: &Arc<dyn Accelerator>) -> Result<()> {
+        self.weight = self.weight.clone().moved_to(Some(device))?;
+        Ok(())
+    }
+
+    /// `[.., a multiple of width]` in and out.
+    pub(super) fn forward(&self, x: &Activations) -> Result<Activations> {
+        let epsilon = self.epsilon;
+        match (x, &self.weight) {
+            (Activations::Memory(x), Activations::Memory(weight)) => {
+                let x = x.contiguous()?.apply_op2_no_bwd(weight, &RootMeanSquare { epsilon })?;
+                Ok(Activations::Memory(x))
+            }
+            (Activations::Device(device, x), Activations::Device(_, weight)) => {
+                Ok(Activations::Device(device.clone(), device.norm(x, weight, epsilon)?))
+            }
+            _ => Err(elsewhere()),
+        }
     }
 }
 
@@ -39,7 +63,7 @@ impl CustomOp2 for RootMeanSquare {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, weight) = (rows::slice(x, x_layout)?, rows::slice(weight, weight_layout)?);
         let width = weight.len();
-        if width == 0 || x_layout.dims().last() != Some(&width) {
+        if width == 0 || !x_layout.dims().last().is_some_and(|columns| columns.is_multiple_of(width)) {
             candle_core::bail!("a norm of {width} weights cannot be applied to {:?}", x_layout.dims());
         }
         let mut out = vec![0.0; x.len()];
@@ -75,7 +99,8 @@ mod tests {
     fn rows_have_a_mean_square_of_one_times_the_weight() {
         let weight = Tensor::new(&[1.0f32, 2.0, 3.0, 0.5], &Device::Cpu).unwrap();
         let x = Tensor::new(&[[1.0f32, -1.0, 1.0, -1.0], [2.0, 0.0, 0.0, 0.0]], &Device::Cpu).unwrap();
-        let y = Norm { weight, epsilon: 0.0 }.forward(&x).unwrap().to_vec2::<f32>().unwrap();
+        let y = Norm::new(weight, 0.0).forward(&Activations::Memory(x)).unwrap().tensor().unwrap();
+        let y = y.to_vec2::<f32>().unwrap();
         assert_eq!(y, [[1.0, -2.0, 3.0, -0.5], [2.0, 0.0, 0.0, 0.0]]);
         let long: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(sum_of_squares(&long), 16206.0);

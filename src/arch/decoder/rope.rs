@@ -2,11 +2,13 @@
 
 use std::f32::consts::TAU;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, Layout};
 use rayon::prelude::*;
 
+use super::activations::Activations;
 use super::rows;
 use crate::arch::hyper::{Hyper, Rope, RopeScaling};
+use crate::backend::Angles;
 use crate::error::Result;
 
 /// Cosine and sine of every position's angles.
@@ -40,9 +42,19 @@ impl Table {
         }
     }
 
-    /// Rotates the heads in `x` (`[tokens, heads, head_dim]`, of sequences one after the other) in place.
-    pub(super) fn rotate(&self, x: &Tensor) -> Result<()> {
-        Ok(x.inplace_op1(&Rotation { table: self })?)
+    /// Rotates heads of `head_dim` values in `x` (`[tokens, heads * head_dim]`, of sequences one after the other).
+    pub(super) fn rotate(&self, x: Activations, head_dim: usize) -> Result<Activations> {
+        match x {
+            Activations::Memory(x) => {
+                x.inplace_op1(&Rotation { table: self, head_dim })?;
+                Ok(Activations::Memory(x))
+            }
+            Activations::Device(device, x) => {
+                let angles = Angles { half: self.half, cos: &self.cos, sin: &self.sin };
+                let x = device.rotate(&x, head_dim, angles)?;
+                Ok(Activations::Device(device, x))
+            }
+        }
     }
 }
 
@@ -109,6 +121,7 @@ fn frequencies(rope: &Rope, dims: usize, context: Option<usize>, sequence: usize
 /// `apply_rotary_pos_emb`: the first half of the rotated dimensions pairs with the second, the rest stays.
 struct Rotation<'a> {
     table: &'a Table,
+    head_dim: usize,
 }
 
 impl InplaceOp1 for Rotation<'_> {
@@ -117,13 +130,14 @@ impl InplaceOp1 for Rotation<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let [_, heads, width] = *layout.dims() else { candle_core::bail!("heads are vectors of each token") };
+        let (_, columns) = layout.shape().dims2()?;
         let Table { half, cos, sin } = self.table;
-        if heads == 0 || *half == 0 || 2 * half > width {
-            candle_core::bail!("{heads} heads of {width} cannot be rotated by {half} angles");
+        let width = self.head_dim;
+        if columns == 0 || *half == 0 || 2 * half > width || !columns.is_multiple_of(width) {
+            candle_core::bail!("heads of {width} in rows of {columns} cannot be rotated by {half} angles");
         }
         let values = rows::slice_mut(storage, layout)?;
-        values.par_chunks_exact_mut(heads * width).enumerate().for_each(|(token, heads)| {
+        values.par_chunks_exact_mut(columns).enumerate().for_each(|(token, heads)| {
             let at = token % (cos.len() / half) * half;
             let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
             for head in heads.chunks_exact_mut(width) {
@@ -139,7 +153,7 @@ impl InplaceOp1 for Rotation<'_> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     use super::*;
 
@@ -233,9 +247,9 @@ mod tests {
     fn halves_are_paired_and_the_rest_of_a_head_stays() {
         let table = Table { half: 1, cos: vec![1.0, 0.0], sin: vec![0.0, 1.0] };
         // Two sequences of two tokens with one head of three dimensions.
-        let x = Tensor::new(&[[[1.0f32, 2.0, 3.0]]; 4], &Device::Cpu).unwrap();
-        table.rotate(&x).unwrap();
-        let x = x.squeeze(1).unwrap().to_vec2::<f32>().unwrap();
+        let x = Tensor::new(&[[1.0f32, 2.0, 3.0]; 4], &Device::Cpu).unwrap();
+        let x = table.rotate(Activations::Memory(x), 3).unwrap().tensor().unwrap();
+        let x = x.to_vec2::<f32>().unwrap();
         assert_eq!(x, [[1.0, 2.0, 3.0], [-2.0, 1.0, 3.0], [1.0, 2.0, 3.0], [-2.0, 1.0, 3.0]]);
     }
 }

@@ -1,23 +1,22 @@
 //! What goes into the linear layers, for whoever wants to see it.
 
-use candle_core::Tensor;
-
+use super::Activations;
 use crate::arch::spec::{ArchSpec, TensorRule};
 use crate::error::Result;
 
 /// Sees the inputs of linear layers.
 pub trait Tap {
-    /// `x` (`[tokens, in]`, float32) is about to be multiplied by the matrices of `linear`. Called once for all matrices
+    /// `x` (`[tokens, in]`) is about to be multiplied by the matrices of `linear`. Called once for all matrices
     /// that share their input, and for each expert with the tokens that are routed to it.
     ///
     /// # Errors
     /// What stops the computation.
-    fn input(&mut self, linear: LinearId, x: &Tensor) -> Result<()>;
+    fn input(&mut self, linear: LinearId, x: &Activations) -> Result<()>;
 }
 
 /// Looks away.
 impl Tap for () {
-    fn input(&mut self, _: LinearId, _: &Tensor) -> Result<()> {
+    fn input(&mut self, _: LinearId, _: &Activations) -> Result<()> {
         Ok(())
     }
 }

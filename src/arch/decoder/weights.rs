@@ -102,7 +102,7 @@ impl<'a> Weights<'a> {
     pub(super) fn norm(&self, gguf: &str, at: At) -> Result<Option<Norm>> {
         let Some(found) = self.find(gguf, at)? else { return Ok(None) };
         let weight = (self.load_all(&found)? + f64::from(self.model.spec.norm_offset))?;
-        Ok(Some(Norm { weight, epsilon: self.model.hyper.rms_epsilon as f32 }))
+        Ok(Some(Norm::new(weight, self.model.hyper.rms_epsilon as f32)))
     }
 
     /// The same, if the computation cannot do without.

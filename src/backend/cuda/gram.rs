@@ -2,8 +2,8 @@
 
 use cudarc::driver::{CudaSlice, DriverError};
 
-use super::Cuda;
-use crate::backend::GramSum;
+use super::{Cuda, decoder};
+use crate::backend::{Accelerator, DeviceMatrix, GramSum};
 use crate::error::Result;
 use crate::quant::gemm::CHUNK;
 use crate::quant::gram::Gram;
@@ -45,6 +45,19 @@ impl GramSum for OnGpu<'_> {
             })?;
         }
         Ok(())
+    }
+
+    fn add_from(&mut self, device: &dyn Accelerator, x: &DeviceMatrix) -> Result<()> {
+        let OnGpu { gpu, size, .. } = *self;
+        let Ok(values) = decoder::values(x) else { return self.add(&device.fetch(x)?) };
+        if values.context() != gpu.stream.context() {
+            return self.add(&device.fetch(x)?);
+        }
+        assert_eq!(x.columns(), size, "rows of {size}");
+        self.tokens += x.rows();
+        let _turn = gpu.turn();
+        let added = gpu.kernels.add_to_gram(&gpu.stream, values, size, &mut self.values);
+        added.map_err(|e| super::failed("sum up inputs", &e))
     }
 
     fn finish(self: Box<Self>) -> Result<Gram> {

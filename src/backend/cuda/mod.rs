@@ -4,11 +4,13 @@
 //! PTX when the program is built (`build.rs`) and by the driver, for the GPU that is there, when a device is opened.
 
 mod awq;
+mod decoder;
 mod gptq;
 mod gram;
 mod kernels;
 mod several;
 mod solver;
+mod staging;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +22,8 @@ use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 use self::kernels::Kernels;
-use super::{Backend, Batch, BlockRows, GramSum, Solver};
+use self::staging::Staging;
+use super::{Accelerator, Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::GgmlType;
 use crate::quant::awq::scales::Trial;
@@ -31,7 +34,7 @@ use crate::quant::gptq::Problem;
 pub struct Cuda {
     name: String,
     stream: Arc<CudaStream>,
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     /// Held by the thread whose rows are on the GPU. Those of several would share its memory, and each might find too little.
     turn: Mutex<()>,
 }
@@ -73,7 +76,12 @@ impl Cuda {
         })?;
         let model = context.name().map_err(|e| failed("open the GPU", &e))?;
         let stream = context.new_stream().map_err(|e| failed("open the GPU", &e))?;
-        Ok(Cuda { name: format!("cuda:{number} ({model})"), stream, kernels, turn: Mutex::new(()) })
+        Ok(Cuda {
+            name: format!("cuda:{number} ({model})"),
+            stream,
+            kernels: Arc::new(kernels),
+            turn: Mutex::new(()),
+        })
     }
 
     /// Whether there is a GPU.
@@ -116,12 +124,7 @@ impl Cuda {
 
     /// What became of the smallest part of the work, which needs `bytes` bytes.
     fn failed_to_hold(&self, what: &str, bytes: usize, doing: &str, e: &DriverError) -> Error {
-        if !is_out_of_memory(e) {
-            return failed(doing, e);
-        }
-        let free = self.stream.context().mem_get_info().map_or(0, |(free, _)| free);
-        Error::new(Kind::Resources, format!("{}: {what} needs {bytes} bytes, {free} are free", self.name))
-            .hint("Stop what else uses the GPU, or pass --device cpu.")
+        failed_to_hold(&self.name, &self.stream, what, bytes, doing, e)
     }
 }
 
@@ -144,6 +147,12 @@ impl Backend for Cuda {
         }
         let _turn = self.turn();
         self.encode(rows, out)
+    }
+
+    fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
+        let (name, stream, kernels) = (self.name.clone(), self.stream.clone(), self.kernels.clone());
+        let staging = Mutex::new(Staging::new(stream.context(), staging::PIECE));
+        Some(Arc::new(decoder::OnGpu { name, stream, kernels, staging }))
     }
 
     fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>> {
@@ -181,6 +190,23 @@ fn no_gpu(number: usize) -> Error {
 
 fn is_out_of_memory(e: &DriverError) -> bool {
     e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY
+}
+
+/// What became of work on the GPU of this name that needs `bytes` bytes.
+fn failed_to_hold(
+    name: &str,
+    stream: &Arc<CudaStream>,
+    what: &str,
+    bytes: usize,
+    doing: &str,
+    e: &DriverError,
+) -> Error {
+    if !is_out_of_memory(e) {
+        return failed(doing, e);
+    }
+    let free = stream.context().mem_get_info().map_or(0, |(free, _)| free);
+    Error::new(Kind::Resources, format!("{name}: {what} needs {bytes} bytes, {free} are free"))
+        .hint("Stop what else uses the GPU, or pass --device cpu.")
 }
 
 fn failed(what: &str, e: &DriverError) -> Error {

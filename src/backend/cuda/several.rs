@@ -1,10 +1,11 @@
 //! Several GPUs as one device.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::solver::{OnGpu, by_awq, quantize};
 use super::{Cuda, kernels};
-use crate::backend::{Backend, Batch, BlockRows, GramSum, Solver};
+use crate::backend::{Accelerator, Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
 use crate::quant::QuantizedLinear;
@@ -55,6 +56,10 @@ impl Backend for Gpus {
 
     fn encode_blocks(&self, rows: BlockRows<'_>, out: &mut [u8]) -> Result<()> {
         self.next().encode_blocks(rows, out)
+    }
+
+    fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
+        self.gpus[0].accelerator()
     }
 
     fn gram<'a>(&'a self, size: usize) -> Result<Box<dyn GramSum + 'a>> {

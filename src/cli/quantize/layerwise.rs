@@ -106,10 +106,7 @@ impl LayerwiseOptions {
 pub(in crate::cli) fn open_device(global: &Global, terminal: &Terminal) -> Result<Arc<dyn Backend>> {
     let backend = backend::open(&global.device()?, Simd::best())?;
     if backend.batch() == Batch::All {
-        terminal.info(&format!(
-            "Device: {} for all but the model, which computes its activations on the CPU",
-            backend.name()
-        ));
+        terminal.info(&format!("Device: {}", backend.name()));
     }
     Ok(backend)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{Collect, Report};
-use crate::arch::decoder::{Compute, Decoder, Hidden, Input, LinearId, Spill, Tap};
+use crate::arch::decoder::{Activations, Compute, Decoder, Hidden, Input, LinearId, Spill, Tap};
 use crate::atomic::parent;
 use crate::calib::chunks::{Chunking, chunks};
 use crate::calib::guard::Guard;
@@ -196,7 +196,8 @@ impl Pass<'_> {
             let (sums, dropped) = self.statistics(|tap| {
                 hidden.states().try_for_each(|states| {
                     self.cancel.check()?;
-                    tap.input(head, &self.decoder.norm(&states?)?.flatten(0, 1)?)
+                    let normed = self.decoder.norm(&states?)?.flatten(0, 1)?;
+                    tap.input(head, &Activations::Memory(normed))
                 })
             })?;
             self.dropped += dropped;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{CpuStorage, Storage, Tensor};
+use candle_core::{CpuStorage, Storage};
 
 use super::Matrix;
-use crate::arch::decoder::{Input, LinearId};
+use super::placement::Placement;
+use crate::arch::decoder::{Activations, Input, LinearId};
 use crate::backend::{Backend, GramSum};
 use crate::calib::guard::Statistic;
 use crate::error::{Error, Kind, Result};
@@ -21,15 +22,23 @@ impl<'a> Grams<'a> {
     pub(super) fn new(
         matrices: &[&Matrix],
         backend: &'a dyn Backend,
+        placement: &Placement<'_>,
         progress: &dyn Progress,
     ) -> Result<Grams<'a>> {
         let sizes: BTreeMap<Input, usize> = matrices.iter().map(|m| (m.input, m.shape[1])).collect();
-        let begin = |(input, size)| match backend.gram(size) {
-            Err(e) if e.kind() == Kind::Resources => {
-                progress.warn(&format!("{e}; it is summed up on the CPU, with the same result"));
-                Ok((input, Box::new(Gram::new(size)) as Box<dyn GramSum>))
-            }
-            sum => Ok((input, sum?)),
+        let begin = |(input, size): (Input, usize)| {
+            let bytes = (size * size * size_of::<f32>()) as u64;
+            let why = if placement.has_room(bytes)? {
+                match backend.gram(size) {
+                    Err(e) if e.kind() == Kind::Resources => e.to_string(),
+                    sum => return Ok((input, sum?)),
+                }
+            } else {
+                let name = backend.name();
+                format!("{name}: the Gram matrix of {size} inputs would take the room that a batch needs")
+            };
+            progress.warn(&format!("{why}; it is summed up on the CPU, with the same result"));
+            Ok((input, Box::new(Gram::new(size)) as Box<dyn GramSum>))
         };
         Ok(Grams(sizes.into_iter().map(begin).collect::<Result<_>>()?))
     }
@@ -40,9 +49,12 @@ impl<'a> Grams<'a> {
 }
 
 impl Statistic for Grams<'_> {
-    fn add(&mut self, linear: LinearId, rows: &Tensor) -> Result<()> {
+    fn add(&mut self, linear: LinearId, rows: &Activations) -> Result<()> {
         let Some(gram) = self.0.get_mut(&linear.input) else { return Ok(()) };
-        let rows = rows.contiguous()?;
+        let rows = match rows {
+            Activations::Memory(rows) => rows.contiguous()?,
+            Activations::Device(device, rows) => return gram.add_from(&**device, rows),
+        };
         let (storage, layout) = rows.storage_and_layout();
         let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
             (&*storage, layout.contiguous_offsets())

@@ -3,10 +3,12 @@
 
 mod entries;
 mod grams;
+mod loader;
 pub mod matrices;
 mod names;
 mod need;
 pub mod part;
+mod placement;
 mod plan;
 pub mod report;
 mod results;

@@ -7,13 +7,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::grams::Grams;
+use super::loader::Loader;
 use super::matrices::step_of;
+use super::placement::Placement;
 use super::{Matrix, Results, Watch};
 use crate::arch::Model;
 use crate::arch::decoder::{Decoder, Hidden, Input, Layer, Spill, Step};
 use crate::backend::Backend;
 use crate::calib::guard::Guard;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::progress::Unit;
 use crate::quant::gram::Gram;
 use crate::source::dense::Dense;
@@ -105,29 +107,39 @@ impl Walk<'_> {
         results.check_space(&self.matrices[first..], bytes)?;
         let spill = offload.map(|disk| Spill::create(disk, bytes)).transpose()?;
         let mut hidden = results.hidden(&decoder, windows, spill)?;
-        for (index, matrices) in self.matrices.iter().enumerate().skip(first) {
-            let mut layer = decoder.layer(index)?;
-            // Nobody needs what the last layer makes.
-            let is_last = index + 1 == layers;
-            for step in Step::ALL {
-                if step == Step::End {
-                    method.finish_layer(results)?;
-                    if is_last {
-                        break;
+        // A thread that reads is no worker: it does not count among the --threads that compute.
+        let reader = rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .build()
+            .map_err(|e| Error::new(Kind::Resources, "cannot start a thread").because(e))?;
+        reader.in_place_scope(|scope| {
+            let mut loader = Loader::new(&decoder, scope);
+            let mut placement = Placement::new(self.backend, self.watch.progress);
+            for (index, matrices) in self.matrices.iter().enumerate().skip(first) {
+                let layer = loader.load(index, self.keep && placement.on_device())?;
+                let mut layer = placement.place(layer, (&decoder, index), &mut hidden)?;
+                // Nobody needs what the last layer makes.
+                let is_last = index + 1 == layers;
+                for step in Step::ALL {
+                    if step == Step::End {
+                        method.finish_layer(results)?;
+                        if is_last {
+                            break;
+                        }
                     }
+                    let matrices: Vec<&Matrix> =
+                        matrices.iter().filter(|m| step_of(m.input) == Some(step)).collect();
+                    let mut grams = Grams::new(&matrices, self.backend, &placement, self.watch.progress)?;
+                    let mut guard = Guard::new(&mut grams);
+                    hidden.step(step, &layer, self.keep, &mut guard, self.watch.cancel)?;
+                    guard.finish(self.model.spec, self.watch.progress)?;
+                    let stop = Stop { layer: index, matrices, grams: grams.finish()? };
+                    method.quantize(stop, &mut layer, results)?;
                 }
-                let matrices: Vec<&Matrix> =
-                    matrices.iter().filter(|m| step_of(m.input) == Some(step)).collect();
-                let mut grams = Grams::new(&matrices, self.backend, self.watch.progress)?;
-                let mut guard = Guard::new(&mut grams);
-                hidden.step(step, &layer, self.keep, &mut guard, self.watch.cancel)?;
-                guard.finish(self.model.spec, self.watch.progress)?;
-                let stop = Stop { layer: index, matrices, grams: grams.finish()? };
-                method.quantize(stop, &mut layer, results)?;
+                drop(layer);
+                results.finish_layer(index, (!is_last).then_some(&hidden))?;
             }
-            drop(layer);
-            results.finish_layer(index, (!is_last).then_some(&hidden))?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }

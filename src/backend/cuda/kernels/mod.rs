@@ -5,6 +5,7 @@
 
 mod affine;
 mod awq;
+mod decoder;
 mod gemm;
 mod gptq;
 mod gram;
@@ -19,7 +20,8 @@ use cudarc::nvrtc::Ptx;
 
 pub(super) use affine::Rows;
 pub(super) use awq::{Grams, Scored};
-pub(super) use gemm::Factor;
+pub(super) use decoder::Softmax;
+pub(super) use gemm::{Factor, Matrices, Products};
 pub(super) use gptq::Block;
 pub(super) use kquant::encoder;
 
@@ -45,6 +47,7 @@ impl Kernels {
         };
         load(ptx!("kquant"), &mut kquant::names())?;
         load(ptx!("gemm"), &mut gemm::NAMES.into_iter())?;
+        load(ptx!("decoder"), &mut decoder::NAMES.into_iter())?;
         load(ptx!("gptq"), &mut gptq::NAMES.into_iter())?;
         load(ptx!("awq"), &mut awq::NAMES.into_iter())?;
         load(ptx!("affine"), &mut affine::NAMES.into_iter())?;

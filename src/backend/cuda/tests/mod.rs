@@ -4,6 +4,7 @@ mod awq;
 mod gptq;
 mod kquant;
 mod products;
+mod staging;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -3,6 +3,8 @@
 //!
 //! Needs nvcc (`NVCC`, `CUDA_HOME` or `PATH`); without it the tests say so and pass, unless REQUIRE_GPU is set.
 
+mod case;
+mod decoder;
 mod kquant;
 mod rows;
 

@@ -1,8 +1,9 @@
 //! The kernels whose threads share rows: GPTQ's solver and descent, AWQ's ranges, and products of matrices.
 
-use gpu_twin::{Fault, Kind, Launch, Memory, Module, Options, Order, launch};
+use gpu_twin::{Kind, Order};
 
-use super::{Change, ORDERS, compile, floats, nvcc};
+use super::case::{Case, Given, assert_noticed, assert_races, faults, number, pointers, run};
+use super::{ORDERS, compile, nvcc};
 
 /// Rows of a thread block, twice, so that warps and blocks have neighbours.
 const ROWS: usize = 32;
@@ -12,51 +13,6 @@ const GROUP: usize = 32;
 /// Floats of a row's array in shared memory.
 const STRIDE: usize = 72;
 const BLOCK: u32 = 128;
-
-/// A launch of one kernel.
-struct Case {
-    source: &'static str,
-    kernel: &'static str,
-    grid: [u32; 3],
-    block: u32,
-    dynamic_shared: usize,
-    /// What the kernel is given, in its order.
-    arguments: fn(&mut Given<'_>) -> Vec<Vec<u8>>,
-}
-
-/// What was uploaded, and which of it is the result.
-struct Given<'a> {
-    memory: &'a Memory,
-    results: Vec<(u64, usize)>,
-}
-
-impl Given<'_> {
-    fn bytes(&mut self, bytes: &[u8]) -> u64 {
-        let address = self.memory.allocate(bytes.len() as u64).unwrap();
-        self.memory.write(address, bytes).unwrap();
-        address
-    }
-
-    fn floats(&mut self, n: usize, of: impl Fn(f32) -> f32) -> u64 {
-        self.bytes(&floats(n, of))
-    }
-
-    /// The same, and it is compared afterwards.
-    fn result(&mut self, n: usize, of: impl Fn(f32) -> f32) -> u64 {
-        let address = self.floats(n, of);
-        self.results.push((address, 4 * n));
-        address
-    }
-}
-
-fn pointers(addresses: &[u64], numbers: &[usize]) -> Vec<u8> {
-    let numbers = numbers.iter().flat_map(|n| (*n as u32).to_le_bytes());
-    addresses.iter().flat_map(|a| a.to_le_bytes()).chain(numbers).collect()
-}
-
-fn number(n: usize) -> Vec<u8> {
-    (n as u32).to_le_bytes().to_vec()
-}
 
 /// 4 bits with zero points.
 fn grid() -> Vec<u8> {
@@ -185,63 +141,6 @@ const PRODUCT: Case = Case {
     dynamic_shared: 0,
     arguments: product,
 };
-
-/// What the kernel writes; `swapped` are arguments in each other's place.
-fn run(case: &Case, ptx: &str, order: Order, swapped: Option<[usize; 2]>) -> Result<Vec<u8>, Fault> {
-    let memory = Memory::new(1 << 24);
-    let module = Module::load(ptx, &memory).unwrap();
-    let mut given = Given { memory: &memory, results: Vec::new() };
-    let mut arguments = (case.arguments)(&mut given);
-    if let Some([a, b]) = swapped {
-        arguments.swap(a, b);
-    }
-    let kernel = module.kernel(case.kernel).unwrap();
-    let mut parameters = Vec::new();
-    assert_eq!(arguments.len(), kernel.parameters.len());
-    for (argument, (offset, bytes)) in arguments.iter().zip(&kernel.parameters) {
-        assert_eq!(argument.len(), *bytes);
-        parameters.resize(*offset, 0);
-        parameters.extend(argument);
-    }
-    let what = Launch {
-        kernel,
-        grid: case.grid,
-        block: [case.block, 1, 1],
-        dynamic_shared: case.dynamic_shared as u32,
-        parameters,
-    };
-    let results = given.results.clone();
-    launch(&memory, &what, Options { order, workers: 2 })?;
-    let mut all = Vec::new();
-    for (address, bytes) in results {
-        let mut result = vec![0; bytes];
-        memory.read(address, &mut result).unwrap();
-        all.extend(result);
-    }
-    Ok(all)
-}
-
-/// The faults of a changed kernel in each order.
-fn faults(case: &Case, change: Change<'_>) -> Option<Vec<Kind>> {
-    let ptx = compile(&nvcc()?, case.source, Some(change));
-    Some(ORDERS.iter().filter_map(|order| run(case, &ptx, *order, None).err()).map(|f| f.kind).collect())
-}
-
-#[track_caller]
-fn assert_races(case: &Case, change: Change<'_>) {
-    let Some(kinds) = faults(case, change) else { return };
-    let caught = |kind: &Kind| matches!(kind, Kind::Race | Kind::Uninitialised);
-    assert!(!kinds.is_empty() && kinds.iter().all(caught), "{change:?}: {kinds:?}");
-}
-
-/// That a changed kernel stops or writes something else.
-#[track_caller]
-fn assert_noticed(case: &Case, change: Change<'_>) {
-    let Some(nvcc) = nvcc() else { return };
-    let expected = run(case, &compile(&nvcc, case.source, None), Order::Forward, None).unwrap();
-    let found = run(case, &compile(&nvcc, case.source, Some(change)), Order::Forward, None);
-    assert!(found.is_err() || found.is_ok_and(|bytes| bytes != expected), "{change:?}");
-}
 
 #[test]
 fn the_kernels_as_they_are_have_no_fault_and_one_result() {
