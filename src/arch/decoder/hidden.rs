@@ -130,6 +130,22 @@ impl Hidden {
         Ok(Hidden { batches: batches(windows).map(batch).collect::<Result<_>>()?, spill })
     }
 
+    /// The same states once more, in memory, to go another way from here.
+    ///
+    /// # Errors
+    /// `Other` if they cannot be read from the disk.
+    pub fn copy(&self, decoder: &Decoder<'_>) -> Result<Hidden> {
+        let copy = |batch: &Batch| {
+            Ok(Batch {
+                shape: batch.shape,
+                states: States::Memory(batch.get(self.spill.as_ref())?),
+                context: decoder.context(batch.shape[1]),
+                held: None,
+            })
+        };
+        Ok(Hidden { batches: self.batches.iter().map(copy).collect::<Result<_>>()?, spill: None })
+    }
+
     /// How many bytes the states of `windows` take.
     pub fn bytes_of(decoder: &Decoder<'_>, windows: &[Vec<u32>]) -> u64 {
         let tokens: usize = windows.iter().map(Vec::len).sum();

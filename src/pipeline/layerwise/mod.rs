@@ -3,6 +3,7 @@
 
 mod entries;
 mod grams;
+mod grids;
 pub mod matrices;
 mod names;
 mod need;
@@ -14,6 +15,8 @@ mod verify;
 mod walk;
 
 pub use entries::LeftOut;
+pub(super) use grams::Grams;
+pub use grids::Grids;
 pub use matrices::Matrix;
 pub(super) use names::Names;
 pub use plan::{Options, Plan};
