@@ -147,6 +147,35 @@ impl Rows {
     }
 }
 
+impl Rows {
+    /// Takes the last `n` rows away, to measure on what nothing was calibrated with.
+    ///
+    /// # Errors
+    /// `Invalid` if none would be left.
+    pub fn hold_out(mut self, n: usize) -> Result<(Rows, Rows)> {
+        let total = self.rows.len();
+        let left = total.checked_sub(n).filter(|left| *left > 0 && n > 0).ok_or_else(|| {
+            Error::new(
+                Kind::Invalid,
+                format!("{n} of {total} calibration rows cannot be held out to measure on"),
+            )
+            .hint("Pass more text to --calibration-data, a shorter --seq-len, or a text to measure on.")
+        })?;
+        let record = self.record.clone();
+        let part = |rows: Vec<Vec<u32>>| Rows {
+            record: DataRecord {
+                sha256: digest(&rows),
+                rows: rows.len(),
+                tokens: rows.len() * record.seq_len,
+                ..record.clone()
+            },
+            rows,
+        };
+        let held_out = self.rows.split_off(left);
+        Ok((part(self.rows), part(held_out)))
+    }
+}
+
 impl Want {
     fn seq_len(&self, limits: Limits) -> Result<usize> {
         let context = limits.context;
@@ -438,6 +467,30 @@ mod tests {
         let expected: String = expected.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(digest(&[vec![1], vec![0x1ff]]), expected);
         assert_eq!(digest(&[vec![1, 0x1ff]]), expected, "rows have one length, which the record has too");
+    }
+
+    #[test]
+    fn rows_can_be_held_out() {
+        let rows: Vec<Vec<u32>> = (0..5).map(|i| vec![i, i + 1]).collect();
+        let record = DataRecord {
+            source: "text".into(),
+            revision: None,
+            config: None,
+            split: None,
+            sha256: digest(&rows),
+            rows: 5,
+            seq_len: 2,
+            tokens: 10,
+            seed: None,
+        };
+        let all = Rows { rows: rows.clone(), record };
+        let (kept, held_out) = all.clone().hold_out(2).unwrap();
+        assert_eq!((&kept.rows[..], &held_out.rows[..]), (&rows[..3], &rows[3..]));
+        assert_eq!((kept.record.rows, kept.record.tokens, held_out.record.tokens), (3, 6, 4));
+        assert_eq!(held_out.record.sha256, digest(&rows[3..]));
+        for n in [0, 5, 6] {
+            assert_eq!(all.clone().hold_out(n).unwrap_err().kind(), Kind::Invalid, "{n}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `llm-quantize analyze ...`.
 
 mod importance;
+mod profile;
 mod quality;
 
 use super::Global;
@@ -19,12 +20,14 @@ pub(super) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Importance(Box<importance::Args>),
+    Profile(Box<profile::Args>),
     Quality(Box<quality::Args>),
 }
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
     match &args.what {
         What::Importance(args) => importance::run(args, global, output, terminal),
+        What::Profile(args) => profile::run(args, global, output, terminal),
         What::Quality(args) => quality::run(args, global, output, terminal),
     }
 }

@@ -206,7 +206,7 @@ fn name(args: &Args, target: &Target) -> Result<String> {
         (Target::Gguf(_), Some(name)) => gguf::with_extension(name)?,
         (_, Some(name)) => name.clone(),
         (Target::Gguf(config), None) => format!("{}-{}.gguf", stem(), config.level.name),
-        (Target::Gptq(config), None) => format!("{}-gptq-{}bit", stem(), config.options.grid.bits),
+        (Target::Gptq(config), None) => format!("{}-gptq-{}bit", stem(), config.options.grids.base.bits),
         (Target::Awq(_), None) => format!("{}-awq-4bit", stem()),
         (Target::Hf(_), None) => format!("{}-hf", stem()),
     })

@@ -2,7 +2,7 @@
 
 use crate::calib::builtin;
 use crate::calib::dataset::{Dataset, Selection};
-use crate::calib::rows::{Limits, Rows, Want};
+use crate::calib::rows::{DEFAULT_ROWS, Limits, Rows, Want};
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
@@ -36,6 +36,12 @@ pub struct DataArgs {
     pub text_column: Option<String>,
 }
 
+/// How many rows are held out beside so many to calibrate with: an even number, half to choose precisions by and half to judge
+/// results by.
+pub fn held_out_of(rows: usize) -> usize {
+    2 * (rows / 8).clamp(2, 16)
+}
+
 impl DataArgs {
     /// The rows that the options ask for, as tokens of a model.
     ///
@@ -50,6 +56,28 @@ impl DataArgs {
     ) -> Result<Rows> {
         let want = Want { rows: self.calibration_samples, seq_len: self.seq_len, seed: self.seed };
         Rows::cut(&self.dataset(cancel, progress)?, encoder, limits, want, cancel, progress)
+    }
+
+    /// The same rows, and some that follow them to measure on; if there are too few for both, the last of them.
+    ///
+    /// # Errors
+    /// As [`DataArgs::rows`]; `Invalid` if there are not three rows.
+    pub fn rows_and_held_out(
+        &self,
+        encoder: &Encoder,
+        limits: Limits,
+        cancel: &Cancel,
+        progress: &dyn Progress,
+    ) -> Result<(Rows, Rows)> {
+        let wanted = self.calibration_samples.unwrap_or(DEFAULT_ROWS);
+        let held_out = held_out_of(wanted);
+        let rows = Some(wanted.saturating_add(held_out)).filter(|_| wanted > 0).or(Some(0));
+        let want = Want { rows, seq_len: self.seq_len, seed: self.seed };
+        let rows = Rows::cut(&self.dataset(cancel, progress)?, encoder, limits, want, cancel, progress)?;
+        let there = rows.rows.len();
+        let held_out = if there > wanted { there - wanted } else { 0 }.max((there / 5).clamp(2, held_out));
+        progress.info(&format!("The last {held_out} of these rows are held out, to measure on"));
+        rows.hold_out(held_out)
     }
 
     /// The data set that the options name.

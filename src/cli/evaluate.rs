@@ -82,6 +82,16 @@ enum Protocol {
 }
 
 impl CutArgs {
+    /// An option that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--protocol", self.protocol != Protocol::Full),
+            ("--ctx", self.ctx.is_some()),
+            ("--chunks", self.chunks.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+    }
+
     /// The text of a file, or the one that is built in.
     pub(super) fn text(&self, data: Option<PathBuf>) -> TextConfig {
         TextConfig {

@@ -21,6 +21,27 @@ pub(super) struct MeasureArgs {
 }
 
 impl MeasureArgs {
+    /// The text that a limit is measured on, if one was named.
+    ///
+    /// # Errors
+    /// `Usage` for options that are of no use then.
+    pub(super) fn limit_text(&self) -> Result<Option<TextConfig>> {
+        let useless =
+            |option: &str, why: &str| Err(Error::new(Kind::Usage, format!("{option} is of no use {why}")));
+        if self.evaluate {
+            return useless(
+                "--evaluate",
+                "with --max-kld or --max-ppl-increase: the result is measured anyway",
+            );
+        }
+        match (&self.data, self.cut.given()) {
+            (None, Some(option)) => {
+                useless(option, "without --eval-data: held-out rows are measured as they are")
+            }
+            (data, _) => Ok(data.clone().map(|data| self.cut.text(Some(data)))),
+        }
+    }
+
     /// The text to evaluate on, if that is wanted, here or (`needed`) by another option.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod divergence;
 pub mod layers;
 pub mod log_sum_exp;
 pub mod quality;
+pub mod rank;
 pub mod report;
 pub mod score;
 pub mod statistics;

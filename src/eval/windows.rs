@@ -109,6 +109,28 @@ impl Windows {
         Ok(Windows { protocol, ctx, windows, targets })
     }
 
+    /// Rows of tokens as they are: the last token of each is only predicted.
+    ///
+    /// # Errors
+    /// `Invalid` if there is no row, or one has less than three tokens or another length than the others.
+    pub fn of_rows(rows: &[Vec<u32>]) -> Result<Windows> {
+        let protocol = Protocol::Full;
+        let length = rows.first().map_or(0, Vec::len);
+        if length <= protocol.least_ctx() || rows.iter().any(|row| row.len() != length) {
+            return Err(Error::new(
+                Kind::Invalid,
+                "rows to measure on must be of one length, three tokens or more",
+            )
+            .hint("Pass a longer --seq-len."));
+        }
+        Ok(Windows {
+            protocol,
+            ctx: length - 1,
+            windows: rows.iter().map(|row| row[..length - 1].to_vec()).collect(),
+            targets: rows.iter().map(|row| row[1..].to_vec()).collect(),
+        })
+    }
+
     /// How they were cut.
     pub fn protocol(&self) -> Protocol {
         self.protocol
@@ -173,6 +195,16 @@ mod tests {
         let windows = Windows::cut(Protocol::LlamaCpp, &TOKENS, None, 5, None).unwrap();
         assert_eq!(windows.inputs(), [[10, 11, 12, 13, 14], [15, 16, 17, 18, 19]]);
         assert_eq!(windows.targets()[0], [13, 14]);
+    }
+
+    #[test]
+    fn rows_are_windows_that_predict_their_last_token() {
+        let windows = Windows::of_rows(&[vec![1, 2, 3], vec![4, 5, 6]]).unwrap();
+        assert_eq!(windows.inputs(), [[1, 2], [4, 5]]);
+        assert_eq!((windows.targets()[1].clone(), windows.scored(), windows.ctx()), (vec![5, 6], 0..2, 2));
+        for rows in [vec![], vec![vec![1, 2]], vec![vec![1, 2, 3], vec![1, 2, 3, 4]]] {
+            assert_eq!(Windows::of_rows(&rows).unwrap_err().kind(), Kind::Invalid, "{rows:?}");
+        }
     }
 
     #[test]

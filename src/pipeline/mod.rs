@@ -1,6 +1,7 @@
 //! Knows the order in which things are done; nothing else does.
 
 pub mod awq;
+pub mod budget;
 pub mod checkpoint;
 pub mod convert;
 pub mod detect;
@@ -13,5 +14,8 @@ pub mod layerwise;
 pub mod memory;
 pub mod model;
 pub mod outcome;
+pub mod profile;
 pub mod quality;
+mod quiet;
+pub mod recipe;
 pub mod verify;

@@ -82,6 +82,25 @@ impl Gram {
         self
     }
 
+    /// The squares of the outputs that a matrix `[rows, size]` makes of the inputs, summed up: `tr(E G E^T)`. Of the
+    /// difference of two matrices it is the squared error of their outputs.
+    ///
+    /// # Panics
+    /// If `matrix` is not whole rows.
+    pub fn energy(&self, matrix: &[f32]) -> f64 {
+        let size = self.size;
+        assert!(matrix.len().is_multiple_of(size), "{} values in rows of {size}", matrix.len());
+        let whole = self.clone().into_symmetric();
+        let of_rows = |rows: &[f32]| {
+            let mut product = vec![0.0; rows.len()];
+            let left = View::block(rows, size, 0..rows.len() / size, 0..size);
+            multiply(&mut product, size, 0.0, 1.0, left, View::block(&whole, size, 0..size, 0..size));
+            rows.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+        };
+        // Summed in a fixed order.
+        matrix.par_chunks(PANEL * size).map(of_rows).collect::<Vec<f64>>().into_iter().sum()
+    }
+
     /// The part of some neighbouring channels, `[channels, channels]`, symmetric to the bit.
     pub(crate) fn block(&self, channels: Range<usize>) -> Vec<f32> {
         let at = |i: usize, j: usize| self.values[i.min(j) * self.size + i.max(j)];
@@ -141,6 +160,21 @@ mod tests {
             assert_eq!(all[i * size + j].to_bits(), all[j * size + i].to_bits());
         }
         assert_eq!(diagonal[199], all[199 * size + 199]);
+    }
+
+    #[test]
+    fn the_energy_of_a_matrix_is_that_of_its_outputs() {
+        let (tokens, size, rows) = (40, 24, 200);
+        let (x, matrix) = (inputs(tokens, size), inputs(rows, size));
+        let mut gram = Gram::new(size);
+        gram.add(&x);
+        let outputs = x.chunks(size).flat_map(|x| {
+            matrix.chunks(size).map(move |row| row.iter().zip(x).map(|(a, b)| f64::from(a * b)).sum::<f64>())
+        });
+        let expected: f64 = outputs.map(|y| y * y).sum();
+        let found = gram.energy(&matrix);
+        // Sums of some thousand float32 products.
+        assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
     }
 
     #[test]

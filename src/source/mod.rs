@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use config::Config;
 
 /// A model's directory, and its name on the Hub if it came from there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SourceModel {
     dir: PathBuf,
     id: Option<String>,

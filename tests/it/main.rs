@@ -6,6 +6,8 @@ mod awq;
 mod bad_config;
 /// What can be wrong with weights.
 mod bad_input;
+/// Limits for what a result may lose.
+mod budget;
 /// Models that the tests write or change.
 mod checkpoint;
 /// What each command and option does and prints.
@@ -74,6 +76,8 @@ mod limits;
 /// How much memory the work takes.
 mod measured;
 mod memory;
+/// Precisions that differ between matrices.
+mod mixed;
 /// Options of `quantize` that change what is written.
 mod options;
 /// GPTQ and AWQ directories that the tests make.

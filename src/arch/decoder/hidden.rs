@@ -141,6 +141,23 @@ impl Hidden {
         Ok(Hidden { batches, spill, residency: Residency::default() })
     }
 
+    /// The same states once more, in memory, to go another way from here.
+    ///
+    /// # Errors
+    /// `Other` if they cannot be read from the disk.
+    pub fn copy(&self, decoder: &Decoder<'_>) -> Result<Hidden> {
+        let copy = |batch: &Batch| {
+            Ok(Batch {
+                shape: batch.shape,
+                states: States::Here(batch.activations(self.spill.as_ref())?.into_memory()?),
+                context: decoder.context(batch.shape[1]),
+                held: None,
+            })
+        };
+        let batches = self.batches.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Hidden { batches, spill: None, residency: Residency::default() })
+    }
+
     /// How many bytes the states of `windows` take.
     pub fn bytes_of(decoder: &Decoder<'_>, windows: &[Vec<u32>]) -> u64 {
         let tokens: usize = windows.iter().map(Vec::len).sum();

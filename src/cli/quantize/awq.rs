@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use super::Common;
+use super::budget::Run;
 use super::finish::Finish;
 use super::layerwise::{LayerwiseOptions, complete, describe_plan, open_device};
+use super::{Common, refuse};
 use crate::backend::Backend;
 use crate::cli::data::DataArgs;
 use crate::cli::output::Output;
@@ -16,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pipeline::awq::report::{self, How, Method};
 use crate::pipeline::awq::{Config, Job};
 use crate::pipeline::convert::Wanted;
+use crate::pipeline::recipe::Recipe;
 use crate::quant::Grid;
 
 /// Group sizes of the container.
@@ -83,11 +85,22 @@ pub(super) fn run(
     output: &Output,
     terminal: &Terminal,
 ) -> Result<()> {
-    check_level(&common.quant_level)?;
-    let config = args.config(layerwise, open_device(global, terminal)?)?;
+    common.quant_level.as_deref().map_or(Ok(()), check_level)?;
+    let profile = common.budget.profile("awq")?;
+    let backend = open_device(global, terminal)?;
+    let mut config = args.config(layerwise, backend.clone())?;
+    if let Some(profile) = &profile {
+        refuse(&layerwise.group_size_given(), "--profile, which says it")?;
+        profile.choice.apply(&mut config.options);
+    }
     let source = common.open(terminal)?;
-    let options = complete(config.options, "awq", &source, common, global)?;
+    let options = complete(config.options, "awq", &source, common, profile.as_ref(), global)?;
     let config = Config { options, ..config };
+    if common.budget.is_given() {
+        let run =
+            Run { source, group_sizes: Vec::new(), backend, common, data, global, finish, output, terminal };
+        return run.go(Recipe::Awq(Box::new(config)));
+    }
     let job = Job::prepare(source, config, terminal)?;
     let plan = job.plan();
     if common.dry_run {
@@ -99,13 +112,17 @@ pub(super) fn run(
     let rows = data.rows(plan.encoder(), plan.limits(), &CANCEL, terminal)?;
     let report = job.run(&rows, terminal, &CANCEL)?.commit(terminal)?;
     drop((job, rows));
-    let exponents = |how: &How| match how.method {
+    finish.layerwise(&report, ("scaling", &exponents), None)
+}
+
+/// What the report says of a matrix.
+pub(super) fn exponents(how: &How) -> String {
+    match how.method {
         Method::Awq | Method::Gptq { .. } => {
             format!("{:.2} {:.2}", how.activation_exponent, how.weight_exponent)
         }
         Method::FewTokens | Method::Searched => "search".into(),
-    };
-    finish.layerwise(&report, ("scaling", &exponents))
+    }
 }
 
 /// AWQ has one level.

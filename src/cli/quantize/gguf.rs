@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use regex::RegexBuilder;
 
+use super::budget::Run;
 use super::finish::Finish;
-use super::{Common, not_plain};
+use super::{Common, given, not_plain, refuse};
 use crate::backend::{self, DeviceName};
 use crate::calib::imatrix::Imatrix;
+use crate::cli::data::DataArgs;
 use crate::cli::output::{Output, duration, size, thousands};
 use crate::cli::terminal::Terminal;
 use crate::cli::{CANCEL, Global};
@@ -20,6 +22,7 @@ use crate::format::gguf::mix::Overrides;
 use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::gguf::report::{Report, Summary};
 use crate::pipeline::gguf::{Config, Job};
+use crate::pipeline::recipe::Recipe;
 use crate::progress::Progress;
 
 /// Options of GGUF alone
@@ -102,17 +105,30 @@ impl GgufOptions {
 pub(super) fn run(
     common: &Common,
     args: &GgufOptions,
+    data: &DataArgs,
     global: &Global,
     finish: Finish<'_>,
     output: &Output,
     terminal: &Terminal,
 ) -> Result<()> {
-    let level = parse_level(&common.quant_level)?;
-    let config = args.config(level, global.device()?, terminal)?;
+    let profile = common.budget.profile("gguf")?;
+    let of_profile = profile.as_ref().and_then(|profile| profile.level.as_deref());
+    let level = match (common.quant_level.as_deref().or(of_profile), common.budget.target_bpw) {
+        (Some(level), _) => parse_level(level)?,
+        (None, target) => level_below(target.unwrap_or(16.0)),
+    };
+    let mut config = args.config(level, global.device()?, terminal)?;
+    if profile.is_some() || common.budget.target_bpw.is_some() {
+        let types = [("--tensor-type", !args.tensor_type.is_empty()), ("--pure", args.pure)];
+        refuse(&given(&types), "--profile and --target-bpw, which choose types")?;
+    }
+    if let Some(profile) = &profile {
+        profile.choice.apply_types(&mut config.overrides);
+    }
     let source = common.open(terminal)?;
     let file = match &common.output_name {
         Some(name) => with_extension(name)?,
-        None => format!("{}-{}.gguf", source.name()?, level.name),
+        None => format!("{}-{}.gguf", source.name()?, common.precision_name(level.name, profile.as_ref())),
     };
     let path = common.output(&file)?;
     let config = Config {
@@ -123,6 +139,12 @@ pub(super) fn run(
         threads: global.threads(),
         ..config
     };
+    if common.budget.is_given() {
+        let backend = config.backend.clone();
+        let run =
+            Run { source, group_sizes: Vec::new(), backend, common, data, global, finish, output, terminal };
+        return run.go(Recipe::Gguf(Box::new(config)));
+    }
     let job = Job::prepare(&source, config, terminal)?;
     if common.dry_run {
         let summary = job.dry_run();
@@ -132,8 +154,15 @@ pub(super) fn run(
     job.preflight()?;
     let report = job.run(terminal, &CANCEL)?.commit(terminal)?;
     drop((job, source));
-    let human = || describe_report(&report, output.is_verbose());
-    finish.other(&report, &report.output_path, human)
+    finish.gguf(&report, None)
+}
+
+/// The level of tensors that are not chosen, such as the embedding, where all together take so many bits per weight: the largest
+/// of llama.cpp's usual ones that takes no more.
+pub(in crate::cli) fn level_below(bits_per_weight: f64) -> Level {
+    let levels = [("Q8_0", 8.5), ("Q6_K", 6.57), ("Q5_K_M", 5.5), ("Q4_K_M", 4.6), ("Q3_K_M", 3.5)];
+    let name = levels.into_iter().find(|(_, bits)| *bits <= bits_per_weight).map_or("Q2_K", |(name, _)| name);
+    Level::from_name(name).expect("the levels are llama.cpp's")
 }
 
 /// The name of a GGUF file, which may be given without its extension.
@@ -236,7 +265,7 @@ fn describe_plan(summary: &Summary, path: &str) -> String {
     text + &describe_types(summary)
 }
 
-fn describe_report(report: &Report, verbose: bool) -> String {
+pub(super) fn describe_report(report: &Report, verbose: bool) -> String {
     let summary = &report.metadata;
     let mut text = format!(
         "Complete: {} ({}, {:.2} bits per weight)\n",

@@ -12,10 +12,12 @@ use crate::cli::terminal::Terminal;
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::blocks::Simd;
 use crate::html::quantized::Column;
+use crate::pipeline::budget::GROUP_SIZES;
 use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::convert::Wanted;
 use crate::pipeline::layerwise::report::{Linear, Report, Summary};
-use crate::pipeline::layerwise::{Options, matrices};
+use crate::pipeline::layerwise::{Grids, Options, matrices};
+use crate::pipeline::profile::Profile;
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::SourceModel;
@@ -52,8 +54,18 @@ impl LayerwiseOptions {
         ])
     }
 
+    /// The option of the group size, if it was given.
+    pub(super) fn group_size_given(&self) -> Vec<&'static str> {
+        super::given(&[("--group-size", self.group_size.is_some())])
+    }
+
+    /// Group sizes that precisions of GPTQ are chosen from, beside the one that was asked for: none if one was.
+    pub(in crate::cli) fn group_sizes(&self) -> Vec<usize> {
+        if self.group_size.is_some() { Vec::new() } else { GROUP_SIZES.to_vec() }
+    }
+
     /// The group size, which must be one of `sizes`.
-    pub(super) fn group_size(&self, sizes: &[i64]) -> Result<usize> {
+    pub(in crate::cli) fn group_size(&self, sizes: &[i64]) -> Result<usize> {
         Ok(self.asked_group_size(sizes)?.unwrap_or(128))
     }
 
@@ -71,7 +83,7 @@ impl LayerwiseOptions {
     /// What the library is asked for; where the result goes and the rest are to be filled in.
     pub(super) fn options(&self, grid: Grid, backend: Arc<dyn Backend>) -> Result<Options> {
         Ok(Options {
-            grid,
+            grids: Grids::uniform(grid),
             skip: matrices::parse_skips(&self.skip)?,
             low_memory: self.low_memory,
             offload: self.offload,
@@ -117,11 +129,13 @@ pub(super) fn complete(
     format: &str,
     source: &SourceModel,
     common: &Common,
+    profile: Option<&Profile>,
     global: &Global,
 ) -> Result<Options> {
+    let level = format!("{}bit", options.grids.base.bits);
     let name = match &common.output_name {
         Some(name) => name.clone(),
-        None => format!("{}-{format}-{}bit", source.name()?, options.grid.bits),
+        None => format!("{}-{format}-{}", source.name()?, common.precision_name(&level, profile)),
     };
     let output = common.output(&name)?;
     Ok(Options {
@@ -149,6 +163,19 @@ pub(super) fn describe_plan<O>(summary: &Summary<O>, path: &str) -> String {
         summary.matrices,
         summary.quantized_bits_per_weight
     );
+    text + &describe_grids(summary)
+}
+
+/// The grids, if there are several.
+fn describe_grids<O>(summary: &Summary<O>) -> String {
+    let mut text = String::new();
+    for grid in &summary.grids {
+        let group =
+            if grid.group_size < 0 { "rows".into() } else { format!("groups of {}", grid.group_size) };
+        let weights = thousands(grid.weights);
+        let _ =
+            writeln!(text, "  {} bits, {group}: {} matrices, {weights} weights", grid.bits, grid.matrices);
+    }
     text
 }
 
@@ -166,6 +193,7 @@ pub(super) fn describe_report<O, H>(
         summary.quantized_bits_per_weight,
         summary.bits_per_weight
     );
+    text += &describe_grids(summary);
     let mut linears: Vec<&Linear<H>> = report.linears.iter().collect();
     if !verbose {
         linears.sort_by(|a, b| b.share.total_cmp(&a.share));

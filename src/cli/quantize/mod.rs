@@ -1,6 +1,7 @@
 //! `llm-quantize quantize MODEL FORMAT -q LEVEL`.
 
 pub(super) mod awq;
+mod budget;
 mod finish;
 pub(super) mod gguf;
 pub(super) mod gptq;
@@ -8,6 +9,7 @@ pub(super) mod layerwise;
 
 use std::path::{Path, PathBuf};
 
+pub(super) use budget::bits;
 use clap::ValueEnum;
 use finish::Finish;
 
@@ -17,6 +19,7 @@ use super::output::Output;
 use super::terminal::Terminal;
 use super::{CANCEL, Global};
 use crate::error::{Error, Kind, Result};
+use crate::pipeline::profile::Profile;
 use crate::progress::Progress;
 use crate::source::{Need, SourceModel};
 
@@ -49,7 +52,8 @@ struct Common {
     output_format: OutputFormat,
     /// Level, in any case: of GGUF by llama.cpp's name (Q4_K_M, Q8_0, BF16, ...), of GPTQ 2bit, 3bit, 4bit or 8bit, of AWQ 4bit
     #[arg(short, long, visible_alias = "quantization", value_name = "LEVEL")]
-    quant_level: String,
+    #[arg(required_unless_present_any = ["target_bpw", "profile"])]
+    quant_level: Option<String>,
     /// Directory for the result, made if it is not there
     #[arg(short, long, value_name = "DIR", default_value = ".", visible_alias = "output")]
     output_dir: PathBuf,
@@ -67,6 +71,8 @@ struct Common {
     ignore_config: Vec<String>,
     #[command(flatten)]
     checkpoints: CheckpointArgs,
+    #[command(flatten)]
+    budget: budget::BudgetArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -81,13 +87,15 @@ enum OutputFormat {
 
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
     let Args { common, gguf, layerwise, gptq, awq, data, report } = args;
+    common.budget.check()?;
     let finish = || Finish::prepare(common, report, global, output, terminal);
     match common.output_format {
         OutputFormat::Gguf => {
-            let others =
-                [layerwise.given(), gptq.given(), awq.given(), data_given(data), report.given()].concat();
+            // Only what is measured needs data.
+            let data_given = if common.budget.is_given() { Vec::new() } else { data_given(data) };
+            let others = [layerwise.given(), gptq.given(), awq.given(), data_given, report.given()].concat();
             refuse(&others, "quantization to GGUF")?;
-            gguf::run(common, gguf, global, finish()?, output, terminal)
+            gguf::run(common, gguf, data, global, finish()?, output, terminal)
         }
         OutputFormat::Gptq => {
             refuse(&[gguf.given(), awq.given()].concat(), "GPTQ")?;
@@ -104,6 +112,12 @@ impl Common {
     fn open(&self, terminal: &Terminal) -> Result<SourceModel> {
         terminal.info(&format!("Loading model {}", self.model));
         SourceModel::open(&self.model, Need::Weights, &CANCEL, terminal)
+    }
+
+    /// What the result is called by its precision: `level`, unless bits per weight or a profile say it.
+    fn precision_name(&self, level: &str, profile: Option<&Profile>) -> String {
+        let bits = self.budget.target_bpw.or(profile.map(|profile| profile.bits_per_weight));
+        bits.map_or_else(|| level.to_owned(), |bits| format!("{bits:.2}bpw"))
     }
 
     /// The path of the result.

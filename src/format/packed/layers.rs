@@ -156,6 +156,17 @@ pub fn fused(name: &str) -> Vec<String> {
     parts.iter().filter(|part| **part != leaf).map(|part| format!("{parent}.{part}")).collect()
 }
 
+/// What loaders join this layer to: `self_attn.qkv_proj` of query, key and value, `mlp.gate_up_proj` of gate and up, and
+/// `mlp.experts` of everything that belongs to an expert. The layer's own name if they leave it alone.
+pub fn joined(name: &str) -> String {
+    if let Some((parent, _)) = name.split_once(".experts.") {
+        return format!("{parent}.experts");
+    }
+    let Some((parent, leaf)) = name.rsplit_once('.') else { return name.to_owned() };
+    let whole = FUSED.iter().find(|(parts, _)| parts.contains(&leaf)).map(|(_, whole)| *whole);
+    whole.map_or_else(|| name.to_owned(), |whole| format!("{parent}.{whole}"))
+}
+
 /// A name as what comes before its block's number, the number and what comes after it.
 fn split(name: &str) -> Option<(&str, usize, &str)> {
     let mut start = 0;
@@ -226,6 +237,32 @@ mod tests {
         let quantized = [(expert(2, "up_proj"), GRID)];
         let found = Layers::new(quantized, names).unwrap();
         assert!(!found.left_out().contains(&"model.layers.0.mlp.experts".to_owned()));
+    }
+
+    #[test]
+    fn layers_that_loaders_join_have_one_name() {
+        for (name, whole) in [
+            ("model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.qkv_proj"),
+            ("model.layers.3.mlp.up_proj", "model.layers.3.mlp.gate_up_proj"),
+            ("model.layers.3.mlp.down_proj", "model.layers.3.mlp.down_proj"),
+            ("model.layers.0.mlp.experts.7.down_proj", "model.layers.0.mlp.experts"),
+            ("lm_head", "lm_head"),
+        ] {
+            assert_eq!(joined(name), whole);
+        }
+    }
+
+    #[test]
+    fn exceptions_name_what_loaders_join_too() {
+        let eight = Grid { bits: 8, ..GRID };
+        let name = |leaf: &str| format!("model.layers.0.self_attn.{leaf}");
+        let quantized = ["q_proj", "k_proj", "v_proj"].map(|leaf| (name(leaf), eight));
+        let rest = ("model.layers.1.mlp.down_proj".to_owned(), GRID);
+        let found = Layers::new(quantized.into_iter().chain([rest]), []).unwrap();
+        let patterns: Vec<String> = ["k_proj", "q_proj", "qkv_proj", "v_proj"]
+            .map(|leaf| format!(r"^model\.layers\.(?:0)\.self_attn\.{leaf}$"))
+            .into();
+        assert_eq!(found.exceptions(GRID), [(eight, patterns)]);
     }
 
     #[test]

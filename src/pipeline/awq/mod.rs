@@ -19,7 +19,7 @@ use report::{Report, Solver, Summary};
 use scale::Scaler;
 
 /// What to do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// What every method asks for. The grid is asymmetric, of 4 bits.
     pub options: Options,
@@ -48,7 +48,7 @@ impl Job {
     /// # Errors
     /// As [`Plan::of`].
     pub fn of(opened: OpenModel, config: Config, progress: &dyn Progress) -> Result<Job> {
-        let group_size = Some(config.options.grid.group_size).filter(|size| *size != Grid::WHOLE_ROW);
+        let group_size = Some(config.options.grids.base.group_size).filter(|size| *size != Grid::WHOLE_ROW);
         let container = Container::Awq(AwqConfig { group_size });
         let plan = Plan::of(opened, container, config.options, progress)?;
         Ok(Job { plan, solver: config.solver })
@@ -82,7 +82,7 @@ impl Job {
     /// What the data, the model or the disk do not allow; nothing but what a later run goes on from is left behind then.
     pub fn run(&self, rows: &Rows, progress: &dyn Progress, cancel: &Cancel) -> Result<Outcome<Report>> {
         let identity = self.plan.identity().with("solver", self.solver.name());
-        let grid = self.plan.options().grid;
+        let grid = self.plan.options().grids.base;
         self.plan.run(identity, rows, Watch { progress, cancel }, self.reported(), |walk| {
             Scaler::new(walk, grid, self.solver)
         })

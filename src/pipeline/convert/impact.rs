@@ -43,7 +43,7 @@ pub(super) fn expected(source: Format, target: &Target) -> Impact {
             GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => return Impact::Rounding,
             ty => ty.block_bytes() as f64 * 8.0 / ty.block_len() as f64,
         },
-        Target::Gptq(config) => f64::from(config.options.grid.bits),
+        Target::Gptq(config) => f64::from(config.options.grids.base.bits),
         Target::Awq(_) => 4.0,
     };
     match (source, target) {

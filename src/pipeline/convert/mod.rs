@@ -17,6 +17,7 @@ use super::evaluate::{self, Evaluated, TextConfig, in_pool};
 use super::layerwise::Options;
 use super::model::{OpenModel, Origin, packed};
 use super::outcome::{Made, Outcome};
+use super::quiet::Quiet;
 use super::{awq, gguf, gptq};
 use crate::arch::decoder::Compute;
 use crate::atomic::{Staged, refuse_existing_output};
@@ -92,7 +93,7 @@ impl Target {
     fn level(&self) -> Option<String> {
         match self {
             Target::Gguf(config) => Some(config.level.name.to_owned()),
-            Target::Gptq(config) => Some(format!("{}bit", config.options.grid.bits)),
+            Target::Gptq(config) => Some(format!("{}bit", config.options.grids.base.bits)),
             Target::Awq(_) => Some("4bit".to_owned()),
             Target::Hf(_) => None,
         }
@@ -410,27 +411,4 @@ fn warning(from: Format, to: Format, impact: Impact, better: &Option<String>) ->
 fn path_text(path: &Path) -> Result<String> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| Error::new(Kind::Usage, format!("the path {} is not UTF-8", path.display())))
-}
-
-/// Progress without messages: those about a model have been given when it was opened first.
-struct Quiet<'a>(&'a dyn Progress);
-
-impl Progress for Quiet<'_> {
-    fn begin(&self, stage: &str, total: u64, unit: crate::progress::Unit) {
-        self.0.begin(stage, total, unit);
-    }
-    fn advance(&self, done: u64) {
-        self.0.advance(done);
-    }
-    fn item(&self, name: &str) {
-        self.0.item(name);
-    }
-    fn end(&self) {
-        self.0.end();
-    }
-    fn warn(&self, _: &str) {}
-    fn info(&self, _: &str) {}
-    fn detail(&self, message: &str) {
-        self.0.detail(message);
-    }
 }

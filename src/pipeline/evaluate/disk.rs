@@ -31,6 +31,11 @@ pub(in crate::pipeline) struct Disk<'a> {
 }
 
 impl<'a> Disk<'a> {
+    /// Keeps nothing.
+    pub(in crate::pipeline) fn none() -> Disk<'a> {
+        Disk { checkpoint: None, states: None }
+    }
+
     /// Opens the checkpoint of a job of so many `steps`, if there is to be one, after it is known that the job fits the memory it
     /// may take.
     ///

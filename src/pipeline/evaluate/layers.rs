@@ -3,10 +3,11 @@
 use serde_json::Value;
 
 use super::disk::{Disk, Pair};
-use crate::arch::decoder::{Decoder, Hidden};
+use crate::arch::decoder::{Compute, Decoder, Hidden};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::eval::score::Computed;
+use crate::eval::windows::Windows;
 use crate::pipeline::model::OpenModel;
 use crate::progress::{Progress, Unit};
 
@@ -46,14 +47,14 @@ pub(super) fn all_layers<'a>(
 }
 
 /// One model's layers among the steps of the checkpoint.
-struct Way<'a> {
-    pair: Pair<'a>,
+struct Way<'a, 'w> {
+    pair: Pair<'w>,
     open: &'a OpenModel,
     kind: &'static str,
     first: usize,
 }
 
-impl<'a> Way<'a> {
+impl<'a> Way<'a, '_> {
     fn go(&self, disk: &mut Disk<'_>, cancel: &Cancel, progress: &dyn Progress) -> Result<Through<'a>> {
         let decoder = self.open.decoder()?.compute_in(self.pair.compute);
         let windows = self.pair.windows.inputs();
@@ -88,7 +89,22 @@ pub(super) struct Through<'a> {
     hidden: Hidden,
 }
 
-impl Through<'_> {
+impl<'a> Through<'a> {
+    /// Takes a model through all of its layers, with nothing on the disk.
+    ///
+    /// # Errors
+    /// What the decoder returns; `Interrupted`.
+    pub(super) fn in_memory(
+        open: &'a OpenModel,
+        windows: &Windows,
+        cancel: &Cancel,
+        progress: &dyn Progress,
+    ) -> Result<Through<'a>> {
+        let pair = Pair { model: open, reference: None, windows, compute: Compute::F32 };
+        let way = Way { pair, open, kind: MODEL, first: 0 };
+        way.go(&mut Disk::none(), cancel, progress)
+    }
+
     pub(super) fn computed(&self) -> Computed<'_> {
         Computed { decoder: &self.decoder, hidden: &self.hidden }
     }

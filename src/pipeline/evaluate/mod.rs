@@ -2,6 +2,7 @@
 //! windows, so that no more than one layer's weights are in memory.
 
 mod disk;
+mod judge;
 mod layers;
 mod output;
 mod summary;
@@ -21,6 +22,7 @@ use crate::eval::report::Evaluation;
 use crate::eval::score::score;
 use crate::progress::Progress;
 pub(super) use disk::{Disk, Pair};
+pub(super) use judge::Judge;
 use layers::Through;
 pub use output::ReportFile;
 pub(super) use output::publish;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Report;
+use crate::eval::report::Evaluation;
 
 /// A model and its source on a text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,10 +29,14 @@ pub struct Evaluated {
 impl Evaluated {
     /// Of an evaluation with the source as the reference; none if there was no reference.
     pub fn of(report: &Report) -> Option<Evaluated> {
-        let found = &report.evaluation;
+        Evaluated::on(&report.evaluation, &report.data)
+    }
+
+    /// The same of figures on a text that is called `data`.
+    pub(super) fn on(found: &Evaluation, data: &str) -> Option<Evaluated> {
         let compared = found.comparison.as_ref()?;
         Some(Evaluated {
-            data: report.data.clone(),
+            data: data.to_owned(),
             tokens: found.tokens,
             source_perplexity: compared.reference_perplexity,
             perplexity: found.perplexity,

@@ -43,7 +43,7 @@ use rows::RowSource;
 use stream::Destination;
 
 /// What to do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// The level.
     pub level: Level,

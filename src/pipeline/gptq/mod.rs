@@ -20,7 +20,7 @@ use report::{Report, Summary};
 use solve::Solver;
 
 /// What to do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// What every method asks for.
     pub options: Options,
@@ -34,7 +34,7 @@ pub struct Config {
 
 impl Config {
     fn version(&self) -> Version {
-        self.version.unwrap_or(if self.options.grid.symmetric { Version::V1 } else { Version::V2 })
+        self.version.unwrap_or(if self.options.grids.base.symmetric { Version::V1 } else { Version::V2 })
     }
 
     fn settings(&self) -> Settings {
@@ -42,7 +42,7 @@ impl Config {
             lowest_zero: u8::from(self.version() == Version::V1),
             ordering: if self.desc_act { Ordering::Descending } else { Ordering::GroupAware },
             damp: self.damp,
-            ..Settings::new(self.options.grid)
+            ..Settings::new(self.options.grids.base)
         }
     }
 
@@ -50,7 +50,7 @@ impl Config {
         let mut meta = Map::new();
         meta.insert("act_group_aware".into(), json!(!self.desc_act));
         Container::Gptq(GptqConfig {
-            grid: self.options.grid,
+            grid: self.options.grids.base,
             version: self.version(),
             // Groups are those of neighbouring inputs in either order, so that no loader needs to gather.
             desc_act: false,
@@ -63,7 +63,7 @@ impl Config {
 
     fn reported(&self) -> report::Options {
         report::Options {
-            sym: self.options.grid.symmetric,
+            sym: self.options.grids.base.symmetric,
             desc_act: self.desc_act,
             checkpoint_format: self.version().name().into(),
         }
@@ -125,9 +125,11 @@ impl Job {
             .with("desc-act", self.reported.desc_act)
             .with("damp", self.settings.damp)
             .with("checkpoint-format", self.reported.checkpoint_format.as_str());
+        let grids = &self.plan.options().grids;
         self.plan.run(identity, rows, Watch { progress, cancel }, self.reported.clone(), |walk| Solver {
             walk,
             settings: &self.settings,
+            grids,
         })
     }
 }

@@ -6,14 +6,17 @@ use super::report::{How, Linear};
 use crate::arch::decoder::Layer;
 use crate::error::Result;
 use crate::pipeline::layerwise::report::Seen;
-use crate::pipeline::layerwise::{Matrix, Method as Layerwise, Results, Stop, Walk};
+use crate::pipeline::layerwise::{Grids, Matrix, Method as Layerwise, Results, Stop, Walk};
+use crate::quant::Grid;
 use crate::quant::gptq::{Method, Problem, Settings};
 use crate::quant::gram::Gram;
 
 /// The method.
 pub(super) struct Solver<'a> {
     pub(super) walk: Walk<'a>,
+    /// Of the grid that most matrices have.
     pub(super) settings: &'a Settings,
+    pub(super) grids: &'a Grids,
 }
 
 impl Layerwise for Solver<'_> {
@@ -23,8 +26,22 @@ impl Layerwise for Solver<'_> {
 
     fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer, results: &mut Results<How>) -> Result<()> {
         for (input, gram) in stop.grams {
-            let sharing: Vec<&Matrix> = stop.matrices.iter().copied().filter(|m| m.input == input).collect();
-            self.quantize_sharing(&sharing, gram, layer, results)?;
+            let sharing = stop.matrices.iter().copied().filter(|m| m.input == input);
+            let mut by_grid: Vec<(Grid, Vec<&Matrix>)> = Vec::new();
+            for matrix in sharing {
+                let grid = self.grids.of(&matrix.name);
+                match by_grid.iter_mut().find(|(other, _)| *other == grid) {
+                    Some((_, matrices)) => matrices.push(matrix),
+                    None => by_grid.push((grid, vec![matrix])),
+                }
+            }
+            let last = by_grid.pop();
+            for (grid, matrices) in by_grid {
+                self.quantize_sharing(&matrices, grid, gram.clone(), layer, results)?;
+            }
+            if let Some((grid, matrices)) = last {
+                self.quantize_sharing(&matrices, grid, gram, layer, results)?;
+            }
         }
         Ok(())
     }
@@ -35,10 +52,11 @@ impl Layerwise for Solver<'_> {
 }
 
 impl Solver<'_> {
-    /// Quantizes the matrices that share an input.
+    /// Quantizes the matrices that share an input and a grid.
     fn quantize_sharing(
         &self,
         matrices: &[&Matrix],
+        grid: Grid,
         gram: Gram,
         layer: &mut Layer,
         results: &mut Results<How>,
@@ -48,7 +66,7 @@ impl Solver<'_> {
         let started = Instant::now();
         let seen = Seen::of(&gram);
         let rare = seen.are_few(first.input, gram.size());
-        let problem = Problem::new(gram, self.settings, !rare);
+        let problem = Problem::new(gram, &self.settings.with_grid(grid), !rare);
         let solver = self.walk.backend.solver(&problem)?;
         let prepared = started.elapsed();
         let how = match problem.method() {

@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::Matrix;
+use super::{Grids, Matrix};
 use crate::arch::Model;
 use crate::arch::spec::Use;
 use crate::format::packed::layers::fused;
 use crate::format::packed::{Container, Entry};
-use crate::quant::Grid;
 use crate::source::dense::Dense;
 use crate::source::safetensors::FloatType;
 
@@ -29,7 +28,7 @@ pub struct LeftOut {
 pub(super) fn leave_out(
     matrices: &mut [Vec<Matrix>],
     container: &Container,
-    grid: Grid,
+    grids: &Grids,
     skip: &[Regex],
 ) -> Vec<LeftOut> {
     let layout = container.layout();
@@ -38,7 +37,7 @@ pub(super) fn leave_out(
         let skipped = skip.iter().find(|pattern| pattern.is_match(&matrix.name));
         let reason = match skipped {
             Some(pattern) => Some(format!("--skip {pattern}")),
-            None => layout.refuses(matrix.shape, grid),
+            None => layout.refuses(matrix.shape, grids.of(&matrix.name)),
         };
         reasons.extend(reason.map(|reason| (matrix.name.clone(), reason)));
     }
@@ -63,7 +62,7 @@ pub(super) fn entries(
     weights: &dyn Dense,
     matrices: &[Vec<Matrix>],
     left_out: &[LeftOut],
-    grid: Grid,
+    grids: &Grids,
 ) -> Vec<Entry> {
     let quantized: BTreeMap<String, &Matrix> = matrices.iter().flatten().map(|m| (m.tensor(), m)).collect();
     let left_out: BTreeSet<&str> = left_out.iter().map(|l| l.name.as_str()).collect();
@@ -73,6 +72,7 @@ pub(super) fn entries(
         let linear = name.rsplit_once('.').map_or(*name, |(linear, _)| linear);
         if let Some(matrix) = quantized.get(*name) {
             let bias = names.contains(format!("{linear}.bias").as_str());
+            let grid = grids.of(&matrix.name);
             entries.push(Entry::Linear { name: matrix.name.clone(), shape: matrix.shape, grid, bias });
             continue;
         }

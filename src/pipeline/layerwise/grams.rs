@@ -14,12 +14,12 @@ use crate::progress::Progress;
 use crate::quant::gram::Gram;
 
 /// Sums up the inputs of some matrices.
-pub(super) struct Grams<'a>(BTreeMap<Input, Box<dyn GramSum + 'a>>);
+pub(in crate::pipeline) struct Grams<'a>(BTreeMap<Input, Box<dyn GramSum + 'a>>);
 
 impl<'a> Grams<'a> {
     /// Begins those of some matrices. A device's memory may be too small for all of them, such as those of many experts; the
     /// rest are summed up in the machine's.
-    pub(super) fn new(
+    pub(in crate::pipeline) fn new(
         matrices: &[&Matrix],
         backend: &'a dyn Backend,
         placement: &Placement<'_>,
@@ -43,7 +43,7 @@ impl<'a> Grams<'a> {
         Ok(Grams(sizes.into_iter().map(begin).collect::<Result<_>>()?))
     }
 
-    pub(super) fn finish(self) -> Result<BTreeMap<Input, Gram>> {
+    pub(in crate::pipeline) fn finish(self) -> Result<BTreeMap<Input, Gram>> {
         self.0.into_iter().map(|(input, sum)| Ok((input, sum.finish()?))).collect()
     }
 }

@@ -3,6 +3,7 @@
 
 mod entries;
 mod grams;
+mod grids;
 mod loader;
 pub mod matrices;
 mod names;
@@ -16,8 +17,11 @@ mod verify;
 mod walk;
 
 pub use entries::LeftOut;
+pub(super) use grams::Grams;
+pub use grids::Grids;
 pub use matrices::Matrix;
 pub(super) use names::Names;
+pub(super) use placement::Placement;
 pub use plan::{Options, Plan};
 pub(super) use results::Results;
 pub(super) use walk::{Method, Stop, Walk};

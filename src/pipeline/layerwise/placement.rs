@@ -8,7 +8,7 @@ use crate::error::{Kind, Result};
 use crate::progress::Progress;
 
 /// The device that computes layers, as long as they fit there.
-pub(super) struct Placement<'a> {
+pub(in crate::pipeline) struct Placement<'a> {
     device: Option<Arc<dyn Accelerator>>,
     /// Bytes that a batch needs besides the weights, which nothing else may take.
     batch: u64,
@@ -20,6 +20,11 @@ pub(super) struct Placement<'a> {
 impl<'a> Placement<'a> {
     pub(super) fn new(backend: &dyn Backend, progress: &'a dyn Progress) -> Placement<'a> {
         Placement { device: backend.accelerator(), batch: 0, residency: None, progress }
+    }
+
+    /// Layers are computed in memory.
+    pub(in crate::pipeline) fn in_memory(progress: &'a dyn Progress) -> Placement<'a> {
+        Placement { device: None, batch: 0, residency: None, progress }
     }
 
     /// Whether there is a device that computes layers, so that their weights do not stay in memory.

@@ -11,7 +11,7 @@ use super::entries::{entries, leave_out};
 use super::need::{Frugality, Need};
 use super::report::{Report, Times, share_errors};
 use super::verify::verify;
-use super::{LeftOut, Matrix, Method, Results, Walk, Watch, matrices};
+use super::{Grids, LeftOut, Matrix, Method, Results, Walk, Watch, matrices};
 use crate::arch::Model;
 use crate::atomic;
 use crate::backend::Backend;
@@ -23,7 +23,6 @@ use crate::pipeline::memory::Budget;
 use crate::pipeline::model::{OpenModel, Origin};
 use crate::pipeline::outcome::{Made, Outcome, Unnamed};
 use crate::progress::Progress;
-use crate::quant::Grid;
 use crate::source::dense::Dense;
 use crate::source::folded::Folded;
 use crate::source::tokenizer::encoder::Encoder;
@@ -34,8 +33,8 @@ const COPIED: usize = 1 << 22;
 /// What every method asks for.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The grid.
-    pub grid: Grid,
+    /// The grid of each matrix.
+    pub grids: Grids,
     /// Linear layers that stay as they are.
     pub skip: Vec<Regex>,
     /// Whether less is kept in memory for the price of computing it again.
@@ -85,7 +84,8 @@ impl Plan {
         let OpenModel { model, weights: tensors, encoder, origin, file_bytes: original_size, .. } = opened;
         let mut matrices = matrices::find(&model, &*tensors)?;
         let all: usize = matrices.iter().map(Vec::len).sum();
-        let left_out = leave_out(&mut matrices, &container, options.grid, &options.skip);
+        options.grids.check(&matrices)?;
+        let left_out = leave_out(&mut matrices, &container, &options.grids, &options.skip);
         progress.info(&format!(
             "Architecture: {} ({} layers, {} of {all} matrices are quantized)",
             model.config.architecture()?,
@@ -109,7 +109,7 @@ impl Plan {
                 first.reason
             ));
         }
-        let entries = entries(&model, &*tensors, &matrices, &left_out, options.grid);
+        let entries = entries(&model, &*tensors, &matrices, &left_out, &options.grids);
         Ok(Plan {
             model,
             tensors,
@@ -149,11 +149,11 @@ impl Plan {
         self.original_size
     }
 
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub(in crate::pipeline) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    pub(super) fn left_out(&self) -> &[LeftOut] {
+    pub(in crate::pipeline) fn left_out(&self) -> &[LeftOut] {
         &self.left_out
     }
 
@@ -176,11 +176,12 @@ impl Plan {
 
     /// What decides the result whatever the method.
     pub(in crate::pipeline) fn identity(&self) -> Identity {
-        let Options { grid, skip, checkpoint, backend, .. } = &self.options;
+        let Options { grids, skip, checkpoint, backend, .. } = &self.options;
         Identity::new(&checkpoint.command)
-            .with("bits", grid.bits)
-            .with("group-size", i64::try_from(grid.group_size).unwrap_or(-1))
-            .with("symmetric", grid.symmetric)
+            .with("bits", grids.base.bits)
+            .with("group-size", i64::try_from(grids.base.group_size).unwrap_or(-1))
+            .with("symmetric", grids.base.symmetric)
+            .with("grids", grids.identity())
             .with("skip", json!(skip.iter().map(Regex::as_str).collect::<Vec<_>>()))
             // Sums of other devices differ in their last bits.
             .with("device", backend.name())

@@ -1,5 +1,6 @@
 //! What was done, for people and for machines.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -113,6 +114,19 @@ pub(super) fn share_errors<H>(linears: &mut [Linear<H>]) {
     }
 }
 
+/// The matrices of one grid.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GridSummary {
+    /// Bits per code.
+    pub bits: u32,
+    /// Inputs per group; -1 is a whole row.
+    pub group_size: i64,
+    /// How many.
+    pub matrices: usize,
+    /// Their weights.
+    pub weights: u64,
+}
+
 /// Sizes of the output, known before any work.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary<O> {
@@ -132,10 +146,13 @@ pub struct Summary<O> {
     pub bits_per_weight: f64,
     /// Bits per quantized weight, with scales and zero points.
     pub quantized_bits_per_weight: f64,
-    /// Bits per code.
+    /// Bits per code of matrices that nothing else was said of.
     pub bits: u32,
-    /// Inputs per group; -1 is a whole row.
+    /// Inputs per group of these; -1 is a whole row.
     pub group_size: i64,
+    /// The grids, if there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grids: Vec<GridSummary>,
     /// Options that only this method has.
     #[serde(flatten)]
     pub options: O,
@@ -147,14 +164,17 @@ pub struct Summary<O> {
 
 impl<O> Summary<O> {
     pub(in crate::pipeline) fn new(plan: &Plan, options: O) -> Summary<O> {
-        let (model, layout, grid) = (plan.model(), plan.layout(), plan.options().grid);
+        let (model, layout, grid) = (plan.model(), plan.layout(), plan.options().grids.base);
         let [mut quantized, mut dense, mut bytes, mut dense_bytes] = [0u64; 4];
         let mut matrices = 0;
+        let mut grids: BTreeMap<(u32, usize), (usize, u64)> = BTreeMap::new();
         for entry in plan.entries() {
             match entry {
                 Entry::Linear { shape, grid, bias, .. } => {
                     quantized += (shape[0] * shape[1]) as u64;
                     matrices += 1;
+                    let of_grid = grids.entry((grid.bits, grid.group_size)).or_default();
+                    *of_grid = (of_grid.0 + 1, of_grid.1 + (shape[0] * shape[1]) as u64);
                     // `g_idx` says nothing that is not known; all the rest is what the weights cost.
                     let parts = layout.parts(*shape, *grid);
                     let size = |part: &Part| {
@@ -175,6 +195,14 @@ impl<O> Summary<O> {
             }
         }
         let parameters = quantized + dense;
+        let group_size = |size: usize| i64::try_from(size).unwrap_or(-1);
+        let summed = grids.into_iter().map(|((bits, size), (matrices, weights))| GridSummary {
+            bits,
+            group_size: group_size(size),
+            matrices,
+            weights,
+        });
+        let grids: Vec<GridSummary> = summed.collect();
         let per = |bytes: u64, weights: u64| bytes as f64 * 8.0 / weights.max(1) as f64;
         Summary {
             architecture: model.config.architecture().unwrap_or_default().into(),
@@ -186,7 +214,8 @@ impl<O> Summary<O> {
             bits_per_weight: per(bytes + dense_bytes, parameters),
             quantized_bits_per_weight: per(bytes, quantized),
             bits: grid.bits,
-            group_size: i64::try_from(grid.group_size).unwrap_or(-1),
+            group_size: group_size(grid.group_size),
+            grids: if plan.options().grids.is_uniform() { Vec::new() } else { grids },
             options,
             matrices,
             left_out: plan.left_out().to_vec(),

@@ -73,6 +73,11 @@ impl Settings {
         let sweeps = if grid.bits == 2 { 8 } else { 3 };
         Settings { grid, lowest_zero: 0, ordering: Ordering::GroupAware, damp: DAMP, ridge: 0.01, sweeps }
     }
+
+    /// The same for another grid, with the sweeps that are best there.
+    pub fn with_grid(self, grid: Grid) -> Settings {
+        Settings { grid, sweeps: Settings::new(grid).sweeps, ..self }
+    }
 }
 
 /// How the Hessian was made use of.
