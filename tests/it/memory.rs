@@ -82,9 +82,13 @@ fn one_layer_is_in_memory_at_a_time() {
     let evaluate = vec!["evaluate", "MODEL", "--data", "DATA", "--ctx", "64", "--chunks", "8"];
     let importance = vec!["analyze", "importance", "MODEL", "-o", "OUT", "--ctx", "64", "--chunks", "8"];
     for command in [quantize("gptq"), quantize("awq"), evaluate, importance] {
-        let [small, large] = [&few, &many].map(|case| peak(&command, case));
-        // Three layers more are 4.8 MB as they lie in the file and 9.6 MB in float32. A run differs from the next by less
-        // than 1 MB.
-        assert!(large < small + 2_400_000, "{command:?}: {small} bytes for a layer, {large} for four");
+        // Three layers more are 4.8 MB as they lie in the file and 9.6 MB in float32. A run differs from the next by 1 MB, on a
+        // busy machine now and then by 3; what grows with the layers is there in every run.
+        let grows = (0..4).all(|_| {
+            let [small, large] = [&few, &many].map(|case| peak(&command, case));
+            println!("{command:?}: {small} bytes for a layer, {large} for four");
+            large >= small + 2_400_000
+        });
+        assert!(!grows, "{command:?}");
     }
 }

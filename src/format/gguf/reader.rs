@@ -23,7 +23,7 @@ const MAX_DIMS: usize = 4;
 
 /// Bytes that a header may take, in memory and in the file together; that of the largest vocabulary that is published takes
 /// 50 MB. A file may be as long as it likes, and what it claims costs nothing.
-const MAX_HEADER: usize = 80 << 20;
+const MAX_HEADER: usize = 64 << 20;
 /// What a string or a tensor takes beside its text, and what a key does.
 const PER_ENTRY: usize = 48;
 const PER_KEY: usize = 1024;
@@ -392,7 +392,8 @@ impl<'a> Cursor<'a> {
             }
             8 => {
                 let n = self.count(n, 8, "array length")?;
-                let mut list = Vec::new();
+                // Of what is claimed, no more than may be there.
+                let mut list = Vec::with_capacity(n.min((MAX_HEADER - self.taken) / PER_ENTRY));
                 for _ in 0..n {
                     list.push(self.bytes_with_length("a string of an array")?.to_vec());
                 }
