@@ -156,7 +156,8 @@ fn awq_leaves_out_what_loses_most() {
     assert!(!left_out.is_empty() && left_out.len() < 14, "{left_out:?}");
     let bits = report["metadata"]["quantized_parameters"].as_f64().unwrap();
     assert!(bits < 294_912.0, "not all weights are quantized: {bits}");
-    quantize("awq", out.path(), &["--target-bpw", "3"]).refusal(2, &["--target-bpw 3", "less than"]);
+    quantize("awq", &out.path().join("b"), &["--target-bpw", "3"])
+        .refusal(2, &["--target-bpw 3", "less than"]);
 }
 
 #[test]
@@ -169,7 +170,7 @@ fn gguf_gives_tensors_types() {
     let types: std::collections::BTreeSet<&str> =
         file.tensors.iter().filter(|t| t.name.starts_with("blk.")).map(|t| file.ty(&t.name)).collect();
     assert!(types.len() > 2, "{types:?}");
-    quantize("gguf", out.path(), &["--target-bpw", "1"]).refusal(2, &["--target-bpw 1"]);
+    quantize("gguf", &out.path().join("b"), &["--target-bpw", "1"]).refusal(2, &["--target-bpw 1"]);
     let both = ["--target-bpw", "5", "--tensor-type", "ffn=Q8_0"];
-    quantize("gguf", out.path(), &both).refusal(2, &["--tensor-type"]);
+    quantize("gguf", &out.path().join("b"), &both).refusal(2, &["--tensor-type"]);
 }

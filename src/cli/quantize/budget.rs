@@ -26,7 +26,7 @@ use crate::source::tokenizer::encoder::Encoder;
 pub(in crate::cli) struct BudgetArgs {
     /// Bits per weight, scales included, that matrices (of GGUF all tensors) take together; each gets as many as lower the
     /// loss of the model most. Takes the place of --quant-level
-    #[arg(long, value_name = "B", value_parser = bits, conflicts_with_all = ["quant_level", "profile"])]
+    #[arg(long, value_name = "B", value_parser = bits, conflicts_with_all = ["quant_level", "profile"], allow_negative_numbers = true)]
     pub(super) target_bpw: Option<f64>,
     /// Precisions that `analyze profile` has chosen. Takes the place of --quant-level
     #[arg(long, value_name = "FILE", conflicts_with = "quant_level")]
@@ -36,10 +36,10 @@ pub(in crate::cli) struct BudgetArgs {
     estimate: bool,
     /// Go on until the mean KL divergence from the original (nats) is no larger: with more bits for what needs them, then with
     /// 16 bits for some; exit with 11 if that is not enough. Measured on --eval-data, or on a part of the calibration data
-    #[arg(long, value_name = "X", value_parser = limit)]
+    #[arg(long, value_name = "X", value_parser = limit, allow_negative_numbers = true)]
     max_kld: Option<f64>,
     /// The same for the perplexity: at most so many percent above the original's
-    #[arg(long, value_name = "P%", value_parser = percent, conflicts_with = "max_kld")]
+    #[arg(long, value_name = "P%", value_parser = percent, conflicts_with = "max_kld", allow_negative_numbers = true)]
     max_ppl_increase: Option<f64>,
 }
 

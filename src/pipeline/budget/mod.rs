@@ -126,14 +126,8 @@ pub fn find_profile(
     let (output, _) = config.recipe.output();
     let recipe = config.recipe.placed(output.to_owned(), Settings::default());
     let job = recipe.prepare(&config.source, &Quiet(progress))?;
-    let (rows, held_out) = cut(config, &opened)?;
-    find_at(config, &opened, &job, (&rows, &held_out), target, progress, cancel)
-}
-
-fn cut(config: &Config<'_>, opened: &OpenModel) -> Result<(Rows, Rows)> {
-    let hyper = &opened.model.hyper;
-    let limits = Limits { context: hyper.context.unwrap_or(usize::MAX), vocab: hyper.vocab };
-    (config.rows)(&opened.encoder, limits)
+    let data = Data::cut(config, &opened)?;
+    find_at(config, &opened, &job, (&data.rows, &data.held_out), target, progress, cancel)
 }
 
 /// A profile for bits per weight.
@@ -213,6 +207,18 @@ struct Data {
     rows: Rows,
     held_out: Rows,
     judged: Rows,
+}
+
+impl Data {
+    fn cut(config: &Config<'_>, opened: &OpenModel) -> Result<Data> {
+        let hyper = &opened.model.hyper;
+        let limits = Limits { context: hyper.context.unwrap_or(usize::MAX), vocab: hyper.vocab };
+        let (rows, held_out) = (config.rows)(&opened.encoder, limits)?;
+        // What precisions are chosen by is not what the result is judged by.
+        let half = held_out.rows.len() / 2;
+        let (held_out, judged) = held_out.hold_out(half)?;
+        Ok(Data { rows, held_out, judged })
+    }
 }
 
 /// A result that is staged under some name.
@@ -324,11 +330,7 @@ impl<'a> Work<'a> {
     /// The rows, which are cut when they are first needed.
     fn data(&mut self) -> Result<&Data> {
         if self.data.is_none() {
-            let (rows, held_out) = cut(self.config, self.opened)?;
-            // What precisions are chosen by is not what the result is judged by.
-            let half = held_out.rows.len() / 2;
-            let (held_out, judged) = held_out.hold_out(half)?;
-            self.data = Some(Data { rows, held_out, judged });
+            self.data = Some(Data::cut(self.config, self.opened)?);
         }
         Ok(self.data.as_ref().expect("it was just made"))
     }
