@@ -84,11 +84,10 @@ fn one_layer_is_in_memory_at_a_time() {
     for command in [quantize("gptq"), quantize("awq"), evaluate, importance] {
         // Three layers more are 4.8 MB as they lie in the file and 9.6 MB in float32. A run differs from the next by 1 MB, on a
         // busy machine now and then by 3; what grows with the layers is there in every run.
-        let grows = (0..4).all(|_| {
-            let [small, large] = [&few, &many].map(|case| peak(&command, case));
-            println!("{command:?}: {small} bytes for a layer, {large} for four");
-            large >= small + 2_400_000
-        });
-        assert!(!grows, "{command:?}");
+        let peaks: Vec<[u64; 2]> = (0..4)
+            .map(|_| [&few, &many].map(|case| peak(&command, case)))
+            .take_while(|[small, large]| *large >= small + 2_400_000)
+            .collect();
+        assert!(peaks.len() < 4, "{command:?}: bytes for one layer and for four: {peaks:?}");
     }
 }
