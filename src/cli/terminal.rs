@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Verbosity;
 use super::output::duration;
@@ -48,6 +48,15 @@ impl Terminal {
     }
 }
 
+/// How long a stage still takes if it goes on as it did on the whole so far: layers come in bursts, so that the latest speed says
+/// little. Nobody knows at the start.
+fn time_left(done: u64, total: u64, spent: Duration) -> String {
+    match done {
+        0 => "unknown".into(),
+        _ => duration(spent.as_secs_f64() * total.saturating_sub(done) as f64 / done as f64),
+    }
+}
+
 impl Progress for Terminal {
     fn begin(&self, name: &str, total: u64, unit: Unit) {
         if self.verbosity == Verbosity::Quiet {
@@ -61,9 +70,14 @@ impl Progress for Terminal {
                 Unit::Tokens => "{percent}% of {human_len} tokens",
                 Unit::Layers => "{pos} of {len} layers",
             };
-            let template = format!("{{prefix}} [{{bar:30}}] {counts}, ETA {{eta}} {{wide_msg:.dim}}");
-            let style =
-                ProgressStyle::with_template(&template).expect("the template is fixed").progress_chars("=> ");
+            let template = format!("{{prefix}} [{{bar:30}}] {counts}, ETA {{left}} {{wide_msg:.dim}}");
+            let style = ProgressStyle::with_template(&template)
+                .expect("the template is fixed")
+                .progress_chars("=> ")
+                .with_key("left", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+                    let total = state.len().unwrap_or_default();
+                    let _ = text.write_str(&time_left(state.pos(), total, state.elapsed()));
+                });
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             bar.set_style(style);
             bar.set_prefix(name.to_owned());
@@ -87,8 +101,8 @@ impl Progress for Terminal {
             None if stage.last_line.elapsed() >= LINE_EVERY => {
                 stage.last_line = Instant::now();
                 let share = done as f64 / stage.total.max(1) as f64;
-                let spent = stage.started.elapsed().as_secs_f64();
-                eprintln!("{}: {:.0}%, ETA {}", stage.name, 100.0 * share, duration(spent / share - spent));
+                let left = time_left(done, stage.total, stage.started.elapsed());
+                eprintln!("{}: {:.0}%, ETA {left}", stage.name, 100.0 * share);
             }
             None => {}
         }
@@ -135,5 +149,17 @@ impl Progress for Terminal {
         if self.verbosity >= Verbosity::Verbose {
             self.line(message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_follows_from_what_is_done() {
+        let spent = Duration::from_secs(30);
+        let left = [0, 25, 50, 100, 200].map(|done| time_left(done, 100, spent));
+        assert_eq!(left, ["unknown", "1m 30s", "30.0s", "0.0s", "0.0s"]);
     }
 }

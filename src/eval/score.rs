@@ -76,13 +76,17 @@ fn score_by(
     let mut states: Vec<Vec<State>> = windows.targets().iter().map(new).collect();
     let tokens = states.iter().map(Vec::len).sum::<usize>() as u64;
     progress.begin("Scoring", tokens, Unit::Tokens);
+    let (mut done, mut shown) = (0, 0);
     let scored: Result<()> = (0..vocab).step_by(rows).try_for_each(|start| {
         let piece = start..(start + rows).min(vocab);
         let at_a_time = (piece_bytes / size_of::<f32>() / piece.len()).max(1);
-        score_piece(model, reference, windows, piece.clone(), at_a_time, &mut states, cancel)?;
-        let share = |end: usize| tokens * end as u64 / vocab as u64;
-        progress.advance(share(piece.end) - share(piece.start));
-        Ok(())
+        let logits_of_token = piece.len();
+        score_piece(model, reference, windows, piece, at_a_time, &mut states, &mut |tokens| {
+            done += tokens * logits_of_token;
+            progress.advance((done / vocab - shown) as u64);
+            shown = done / vocab;
+            cancel.check()
+        })
     });
     progress.end();
     scored?;
@@ -103,6 +107,7 @@ fn score_by(
 }
 
 /// Adds the logits of `piece` of the vocabulary, computed for so many tokens at a time, to the states of all windows.
+/// `advance` hears how many tokens it was each time.
 fn score_piece(
     model: Computed<'_>,
     reference: Option<Computed<'_>>,
@@ -110,7 +115,7 @@ fn score_piece(
     piece: Range<usize>,
     at_a_time: usize,
     states: &mut [Vec<State>],
-    cancel: &Cancel,
+    advance: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<()> {
     let head = model.decoder.head_rows(piece.clone())?;
     let reference = match reference {
@@ -122,7 +127,6 @@ fn score_piece(
     let scored = windows.scored();
     for (i, states) in states.iter_mut().enumerate() {
         for (chunk, states) in states.chunks_mut(at_a_time).enumerate() {
-            cancel.check()?;
             let from = scored.start + chunk * at_a_time;
             let logits = |computed: Computed<'_>, head: &Head| -> Result<Vec<f32>> {
                 let hidden = computed.hidden.window(i)?.narrow(0, from, states.len())?;
@@ -138,6 +142,7 @@ fn score_piece(
                 let own = token * rows..(token + 1) * rows;
                 state.add(first, &model[own.clone()], reference.as_ref().map(|logits| &logits[own]));
             });
+            advance(states.len())?;
         }
     }
     Ok(())
