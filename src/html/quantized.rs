@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::grid::Grid;
+use super::lines::{Lines, Series};
 use super::markup::escape;
 use super::{document, figures, positions, table};
 use crate::pipeline::evaluate;
 use crate::pipeline::layerwise::report::{Linear, Report};
+use crate::pipeline::tune::report::{Curve, Point};
 
 /// A column of the table of matrices, and what stands in it.
 pub type Column<'a, H> = (&'a str, &'a dyn Fn(&H) -> String);
@@ -24,6 +26,7 @@ pub fn page<O, H>(
         html += &table(&figures(&evaluation.evaluation));
         html += &positions(&evaluation.evaluation);
     }
+    html += &tuning(&report.tuning);
     html += "<h2>Error by layer</h2>\n<p class=\"note\">Squared error of each matrix&#39;s outputs over the calibration data, \
              per their energy; of experts the largest. A matrix with a large error in a model that has lost little does \
              not matter much.</p>\n";
@@ -50,6 +53,30 @@ fn summary<O, H>(report: &Report<O, H>) -> String {
         ("Calibration", format!("{}: {} rows of {} tokens", escape(&data.source), data.rows, data.seq_len)),
         ("Time", format!("{:.1} s", report.duration_seconds)),
     ])
+}
+
+/// The loss of everything that was tuned, in two charts: on rows that were learned from, and on those that were held out.
+fn tuning(curves: &[Curve]) -> String {
+    if curves.is_empty() {
+        return String::new();
+    }
+    let chart = |value: &dyn Fn(&Point) -> Option<f64>| {
+        let series = |curve: &Curve| Series {
+            name: curve.name.clone(),
+            points: curve.points.iter().filter_map(|p| Some((p.step as f64, value(p)?))).collect(),
+            heavy: curve.name == "model",
+        };
+        let series = curves.iter().map(series).collect();
+        Lines { x: "step", y: "loss", logarithmic: true, series }.svg()
+    };
+    format!(
+        "<h2>Tuning</h2>\n<p class=\"note\">Of a layer the squared error of its outputs per their energy, of the model the mean \
+         KL divergence. What was best on held-out rows is kept: where the first chart falls and the second does not, the \
+         rows that were learned from were learned by heart.</p>\n<h3>Rows that were learned from</h3>\n{}\
+         <h3>Held-out rows</h3>\n{}",
+        chart(&|point| point.train),
+        chart(&|point| Some(point.held_out))
+    )
 }
 
 /// Layers and the names that are common to them.

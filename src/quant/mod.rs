@@ -7,6 +7,7 @@ pub(crate) mod gemm;
 pub mod gptq;
 pub mod gram;
 mod lanes;
+pub mod learned;
 mod scale_search;
 
 pub use codes::{CodesError, Grid, QuantizedLinear};
