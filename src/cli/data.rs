@@ -75,7 +75,7 @@ impl DataArgs {
         let want = Want { rows, seq_len: self.seq_len, seed: self.seed };
         let rows = Rows::cut(&self.dataset(cancel, progress)?, encoder, limits, want, cancel, progress)?;
         let there = rows.rows.len();
-        let held_out = if there > wanted { there - wanted } else { 0 }.max((there / 5).clamp(2, held_out));
+        let held_out = there.saturating_sub(wanted).max((there / 5).clamp(2, held_out));
         progress.info(&format!("The last {held_out} of these rows are held out, to measure on"));
         rows.hold_out(held_out)
     }

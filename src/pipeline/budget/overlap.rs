@@ -49,8 +49,8 @@ mod tests {
         let text: Vec<u32> = (0..400).collect();
         let windows: Vec<Vec<u32>> = text.chunks(100).map(<[u32]>::to_vec).collect();
         let other: Vec<u32> = (1000..1100).collect();
-        assert_eq!(Overlap::of(&[other.clone()], &windows), Overlap { shared: 0, passages: 4 });
-        assert!(Overlap::of(&[other.clone()], &windows).warning("x").is_none());
+        assert_eq!(Overlap::of(std::slice::from_ref(&other), &windows), Overlap { shared: 0, passages: 4 });
+        assert!(Overlap::of(std::slice::from_ref(&other), &windows).warning("x").is_none());
         let moved = text[37..137].to_vec();
         // Of the passages from 37, 61, 85 and 109 on, the third crosses the end of a window.
         let found = Overlap::of(&[moved, other], &windows);
