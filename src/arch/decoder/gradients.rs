@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor, Var};
 use super::feed_forward::Gate;
 use super::norm::Norm;
 use super::softmax::CausalSoftmax;
-use super::{Activations, Decoder, Layer};
+use super::{Activations, Decoder, Layer, product};
 use crate::arch::Model;
 use crate::arch::spec::Activation;
 use crate::source::config::Config;
@@ -93,6 +93,16 @@ fn the_norm() {
 }
 
 #[test]
+fn the_products() {
+    let inputs = [tensor(&[3, 20, 30], 10), tensor(&[3, 25, 30], 11)];
+    check("product, transposed", &inputs, 1e-2, |x| product::of_each(&x[0], &x[1], true).unwrap());
+    let inputs = [tensor(&[3, 20, 30], 12), tensor(&[3, 30, 25], 13)];
+    check("product", &inputs, 1e-2, |x| product::of_each(&x[0], &x[1], false).unwrap());
+    let inputs = [tensor(&[20, 30], 14), tensor(&[25, 30], 15)];
+    check("linear", &inputs, 1e-2, |x| product::times_transposed(&x[0], &x[1]).unwrap());
+}
+
+#[test]
 fn the_gates() {
     for activation in [Activation::Silu, Activation::GeluTanh] {
         let inputs = [(tensor(&[9, 600], 3) * 3.0).unwrap(), tensor(&[9, 600], 4)];
@@ -109,7 +119,8 @@ fn the_softmax() {
     }
 }
 
-/// A layer of each kind of arithmetic, with gradients for its input, all of its matrices and all of its norms.
+/// A layer of each kind of arithmetic, with gradients for its input, all of its matrices and all of its norms. What it computes
+/// is the same to the bit without gradients.
 #[test]
 fn whole_layers() {
     for name in ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3"] {
@@ -124,6 +135,14 @@ fn whole_layers() {
         inputs.extend(stems.iter().map(|(_, weight)| weight.clone()));
         let norms: Vec<&str> = layer.norms().iter().map(|(stem, _)| *stem).collect();
         inputs.extend(layer.norms().into_iter().map(|(_, norm)| norm.weight().unwrap()));
+        let tracked = Var::from_tensor(&inputs[0]).unwrap();
+        let [with, without] =
+            [tracked.as_tensor(), &inputs[0]].map(|x| layer.forward(x, &context, &mut ()).unwrap());
+        let bits = |y: &Tensor| -> Vec<u32> {
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
+        };
+        assert!(with.track_op() && !without.track_op());
+        assert!(bits(&with) == bits(&without), "{name}: other results with gradients");
         check(name, &inputs, 1e-2, |x| {
             let mut layer = decoder.layer(0).unwrap();
             let (matrices, rest) = x[1..].split_at(stems.len());
