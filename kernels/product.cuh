@@ -1,4 +1,4 @@
-// A tile of a product of float32 matrices whose sums go in the order of the CPU's (src/quant/gemm.rs), bit for bit.
+// A tile of a product of float32 matrices whose sums go in the order of the CPU's (src/matmul.rs), bit for bit.
 //
 // A library's product (cuBLAS) sums in an order of its own, which differs between GPUs and versions, and a code that lies
 // between two values would go the other way. Here each value is the sum of chunks of 512 products, one after the other; the

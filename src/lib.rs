@@ -16,6 +16,9 @@ pub mod error;
 pub mod eval;
 pub mod format;
 pub mod html;
+pub(crate) mod matmul;
+#[cfg(test)]
+mod noise;
 pub mod pipeline;
 pub mod progress;
 pub mod quant;

@@ -16,7 +16,7 @@ constexpr unsigned PASS = 4 * TEAM;
 /// Floats of a row's terms: one sum for each candidate. Rows are 8 banks apart.
 constexpr unsigned BATCH_TERMS = BATCH * PASS + 8;
 
-/// Products that are summed before they are added to the others, as in src/quant/gemm.rs.
+/// Products that are summed before they are added to the others, as in src/matmul.rs.
 constexpr unsigned CHUNK = 512;
 
 /// The part of the Gram matrix that belongs to a group: [length, stride] float32, zeros beyond `length` columns.

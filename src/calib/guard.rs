@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{CpuStorage, Storage};
 use rayon::prelude::*;
 
 use crate::arch::ArchSpec;
@@ -101,7 +100,7 @@ fn finite_rows(x: &Activations) -> Result<Option<Vec<u32>>> {
         let kept = || finite.iter().enumerate().filter(|(_, finite)| **finite).map(|(i, _)| i as u32);
         return Ok((!finite.iter().all(|finite| *finite)).then(|| kept().collect()));
     }
-    with_values(x, |values| {
+    x.with_values(|values| {
         let finite = |values: &[f32]| values.iter().fold(true, |all, v| all & v.is_finite());
         if values.par_chunks(PIECE).map(finite).reduce(|| true, |a, b| a & b) {
             return None;
@@ -109,19 +108,6 @@ fn finite_rows(x: &Activations) -> Result<Option<Vec<u32>>> {
         let rows = values.chunks_exact(width).enumerate();
         Some(rows.filter(|(_, row)| finite(row)).map(|(i, _)| i as u32).collect())
     })
-}
-
-/// Looks at the values of a matrix, row after row.
-pub(super) fn with_values<T>(x: &Activations, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let x = x.tensor()?.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
-        (&*storage, layout.contiguous_offsets())
-    {
-        return Ok(look(&values[start..end]));
-    }
-    drop(storage);
-    Ok(look(&x.flatten_all()?.to_vec1::<f32>()?))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod builtin;
 pub mod chunks;
+mod cutter;
 pub mod dataset;
 pub mod guard;
 pub mod imatrix;

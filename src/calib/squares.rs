@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::guard::{Statistic, with_values};
+use super::guard::Statistic;
 use super::imatrix::Entry;
 use crate::arch::ArchSpec;
 use crate::arch::decoder::{Activations, Input, LinearId};
@@ -33,7 +33,7 @@ impl Statistic for Squares {
         let sum = self.inputs.entry(linear).or_default();
         sum.columns.resize(width, 0.0);
         sum.rows += count as u64;
-        with_values(rows, |values| {
+        rows.with_values(|values| {
             sum.columns.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
                 for row in values.chunks_exact(width) {
                     for (sum, value) in sums.iter_mut().zip(&row[i * COLUMNS..]) {

@@ -10,11 +10,8 @@ use super::data::DataArgs;
 use super::evaluate::limit;
 use super::measure::{MeasureArgs, describe_evaluation};
 use super::output::{Output, size};
-use super::quantize::awq::{self, AwqOptions};
-use super::quantize::gguf::{self, GgufOptions};
-use super::quantize::gptq::{self, GptqOptions};
-use super::quantize::layerwise::{LayerwiseOptions, open_device};
-use super::quantize::{data_given, place, refuse};
+use super::quantize::layerwise::open_device;
+use super::quantize::{FormatOptions, OutputFormat, awq, data_given, gguf, given, gptq, place, refuse};
 use super::terminal::Terminal;
 use super::{CANCEL, Global};
 use crate::calib::rows::Limits;
@@ -67,13 +64,7 @@ pub(super) struct Args {
     #[command(flatten)]
     measure: MeasureArgs,
     #[command(flatten)]
-    gguf: GgufOptions,
-    #[command(flatten)]
-    layerwise: LayerwiseOptions,
-    #[command(flatten)]
-    gptq: GptqOptions,
-    #[command(flatten)]
-    awq: AwqOptions,
+    formats: FormatOptions,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -147,23 +138,23 @@ pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Term
 
 /// An option that would be of no effect is a mistake.
 fn check_options(args: &Args) -> Result<()> {
-    let given = |options: &[(&'static str, bool)]| -> Vec<&'static str> {
-        options.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect()
-    };
     let dtype = given(&[("--dtype", args.dtype.is_some())]);
     let level = given(&[("--quant-level", args.quant_level.is_some())]);
     let codes = given(&[("--requantize", args.requantize)]);
-    let (gguf, gptq, awq) = (args.gguf.given(), args.gptq.given(), args.awq.given());
-    let calibrated = [args.layerwise.given(), data_given(&args.data)].concat();
+    let data = data_given(&args.data);
+    let others = |format| args.formats.of_others(format);
     match args.target_format {
         TargetFormat::Gguf => {
-            refuse(&[gptq, awq, calibrated, dtype, codes].concat(), "conversion to GGUF")?;
+            let useless = [others(Some(OutputFormat::Gguf)), data, dtype, codes].concat();
+            refuse(&useless, "conversion to GGUF")?;
         }
-        TargetFormat::Gptq => refuse(&[gguf, awq, dtype].concat(), "conversion to GPTQ")?,
-        TargetFormat::Awq => refuse(&[gguf, gptq, dtype].concat(), "conversion to AWQ")?,
-        TargetFormat::Hf => {
-            refuse(&[gguf, gptq, awq, calibrated, level, codes].concat(), "conversion to hf")?;
+        TargetFormat::Gptq => {
+            refuse(&[others(Some(OutputFormat::Gptq)), dtype].concat(), "conversion to GPTQ")?;
         }
+        TargetFormat::Awq => {
+            refuse(&[others(Some(OutputFormat::Awq)), dtype].concat(), "conversion to AWQ")?;
+        }
+        TargetFormat::Hf => refuse(&[others(None), data, level, codes].concat(), "conversion to hf")?,
     }
     Ok(())
 }
@@ -174,7 +165,7 @@ fn target(args: &Args, global: &Global, terminal: &Terminal) -> Result<(Target, 
     let bits = || level.map(gptq::parse_bits).transpose();
     Ok(match args.target_format {
         TargetFormat::Gguf => {
-            let mut config = args.gguf.config(
+            let mut config = args.formats.gguf.config(
                 gguf::parse_level(level.unwrap_or(GGUF_LEVEL))?,
                 global.device()?,
                 terminal,
@@ -184,16 +175,23 @@ fn target(args: &Args, global: &Global, terminal: &Terminal) -> Result<(Target, 
             (Target::Gguf(Box::new(config)), None)
         }
         TargetFormat::Gptq => {
-            let mut config =
-                args.gptq.config(&args.layerwise, bits()?.unwrap_or(4), open_device(global, terminal)?)?;
+            let mut config = args.formats.gptq.config(
+                &args.formats.layerwise,
+                bits()?.unwrap_or(4),
+                open_device(global, terminal)?,
+            )?;
             config.options.threads = global.threads();
-            (Target::Gptq(Box::new(config)), Some(args.gptq.wanted(&args.layerwise, bits()?)?))
+            (
+                Target::Gptq(Box::new(config)),
+                Some(args.formats.gptq.wanted(&args.formats.layerwise, bits()?)?),
+            )
         }
         TargetFormat::Awq => {
             level.map_or(Ok(()), awq::check_level)?;
-            let mut config = args.awq.config(&args.layerwise, open_device(global, terminal)?)?;
+            let mut config =
+                args.formats.awq.config(&args.formats.layerwise, open_device(global, terminal)?)?;
             config.options.threads = global.threads();
-            (Target::Awq(Box::new(config)), Some(args.awq.wanted(&args.layerwise)?))
+            (Target::Awq(Box::new(config)), Some(args.formats.awq.wanted(&args.formats.layerwise)?))
         }
         TargetFormat::Hf => (Target::Hf(args.dtype.map(FloatType::from)), None),
     })

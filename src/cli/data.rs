@@ -71,8 +71,9 @@ impl DataArgs {
     ) -> Result<(Rows, Rows)> {
         let wanted = self.calibration_samples.unwrap_or(DEFAULT_ROWS);
         let held_out = held_out_of(wanted);
-        let rows = Some(wanted.saturating_add(held_out)).filter(|_| wanted > 0).or(Some(0));
-        let want = Want { rows, seq_len: self.seq_len, seed: self.seed };
+        // None wanted is an error that the rows themselves tell.
+        let rows = if wanted > 0 { wanted.saturating_add(held_out) } else { 0 };
+        let want = Want { rows: Some(rows), seq_len: self.seq_len, seed: self.seed };
         let rows = Rows::cut(&self.dataset(cancel, progress)?, encoder, limits, want, cancel, progress)?;
         let there = rows.rows.len();
         let held_out = there.saturating_sub(wanted).max((there / 5).clamp(2, held_out));

@@ -17,7 +17,6 @@ use crate::format::gguf::GgmlType;
 use crate::format::packed::Entry;
 use crate::progress::Progress;
 use crate::quant::Grid;
-use crate::quant::gptq::{Ordering, Settings as Solver};
 use crate::source::SourceModel;
 
 /// A format, and how it is quantized to.
@@ -53,9 +52,7 @@ impl Recipe {
                 // Larger groups first: fewer bytes.
                 sizes.sort_by(|a, b| b.cmp(a));
                 sizes.dedup();
-                let ordering = if config.desc_act { Ordering::Descending } else { Ordering::GroupAware };
-                let settings = Solver { ordering, damp: config.damp, ..Solver::new(grid) };
-                Method::Gptq { settings, group_sizes: sizes }
+                Method::Gptq { settings: config.settings(), group_sizes: sizes }
             }
             Recipe::Awq(config) => {
                 Method::Awq { group_size: config.options.grids.base.group_size, solver: config.solver }

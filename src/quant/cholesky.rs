@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{View, multiply};
+use crate::matmul::{View, multiply};
 
 /// Columns that are factored at a time.
 const BLOCK: usize = 128;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::{View, multiply};
+use crate::matmul::{View, multiply};
 
 /// Rows of the matrix that one thread computes at a time. Fixed, so that sums do not depend on the number of threads.
 const PANEL: usize = 192;

@@ -3,7 +3,6 @@
 pub mod awq;
 mod cholesky;
 pub mod codes;
-pub(crate) mod gemm;
 pub mod gptq;
 pub mod gram;
 mod lanes;

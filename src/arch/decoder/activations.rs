@@ -45,6 +45,14 @@ impl Activations {
         }
     }
 
+    /// Looks at the values, row after row, copied from the device if they are there.
+    ///
+    /// # Errors
+    /// As [`Activations::tensor`].
+    pub fn with_values<T>(&self, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
+        Ok(rows::with_slice(&self.tensor()?.contiguous()?, look)?)
+    }
+
     /// The same in memory.
     ///
     /// # Errors

@@ -13,22 +13,13 @@ use super::product::of_each;
 use super::softmax::CausalSoftmax;
 use crate::arch::spec::Activation;
 use crate::backend::{Accelerator, Angles, Attention, Backend, Cuda, ExpertRows};
+use crate::noise::noise;
 
 fn gpu() -> Option<Arc<dyn Accelerator>> {
     if !Cuda::is_there() && std::env::var_os("REQUIRE_GPU").is_none() {
         return None;
     }
     Cuda::open(0).expect("there is a GPU that can be used").accelerator()
-}
-
-/// Numbers from -0.5 to 0.5.
-fn noise(seed: u32, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 8) as f32 / 16777216.0 - 0.5
-    };
-    std::iter::repeat_with(next).take(n).collect()
 }
 
 /// Numbers of all sizes, zeros of both signs, and what is none.

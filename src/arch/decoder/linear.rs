@@ -106,8 +106,7 @@ impl Linear {
     /// # Errors
     /// Those of candle or of the device; `Other` if the inputs are not where the weights are.
     pub fn forward(&self, x: &Activations) -> Result<Activations> {
-        let (x, weight) = match (x, &self.weight) {
-            (Activations::Memory(x), weight) => (x, weight),
+        let y = match (x, &self.weight) {
             (Activations::Device(device, x), Weight::Device(_, weight)) => {
                 let bias = match &self.bias {
                     Some(Activations::Device(_, bias)) => Some(bias),
@@ -116,13 +115,14 @@ impl Linear {
                 };
                 return Ok(Activations::Device(device.clone(), device.linear(x, weight, bias)?));
             }
+            (Activations::Memory(x), Weight::F32(weight)) => times_transposed(x, weight)?,
+            (Activations::Memory(x), Weight::Rounded(weight)) => {
+                times_transposed(&x.contiguous()?.apply_op1_no_bwd(&Round)?, weight)?
+            }
+            (Activations::Memory(x), Weight::Bf16(packed)) => {
+                x.contiguous()?.apply_op1_no_bwd(&Product(packed))?
+            }
             _ => return Err(elsewhere()),
-        };
-        let y = match weight {
-            Weight::F32(weight) => times_transposed(x, weight)?,
-            Weight::Rounded(weight) => times_transposed(&x.contiguous()?.apply_op1_no_bwd(&Round)?, weight)?,
-            Weight::Bf16(packed) => x.contiguous()?.apply_op1_no_bwd(&Product(packed))?,
-            Weight::Device(..) => return Err(elsewhere()),
         };
         Ok(Activations::Memory(match &self.bias {
             Some(Activations::Memory(bias)) => y.broadcast_add(bias)?,

@@ -1,10 +1,10 @@
-//! Products of matrices in memory, whose sums go in one order on every processor and device (`quant::gemm`).
+//! Products of matrices in memory, whose sums go in one order on every processor and device (`matmul`).
 
 use candle_core::{Device, Tensor};
 
 use super::rows;
 use crate::error::Result;
-use crate::quant::gemm::{View, multiply_in_parallel};
+use crate::matmul::{View, multiply_in_parallel};
 
 /// `x * weight^T`: `[rows, in]` and `[out, in]` to `[rows, out]`.
 pub(super) fn times_transposed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {

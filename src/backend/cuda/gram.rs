@@ -5,7 +5,7 @@ use cudarc::driver::{CudaSlice, DriverError};
 use super::{Cuda, decoder};
 use crate::backend::{Accelerator, DeviceMatrix, GramSum};
 use crate::error::Result;
-use crate::quant::gemm::CHUNK;
+use crate::matmul::CHUNK;
 use crate::quant::gram::Gram;
 
 /// One that stays on the GPU until all inputs are added.

@@ -7,11 +7,9 @@ use clap::ValueEnum;
 
 use crate::cli::data::DataArgs;
 use crate::cli::output::{Output, duration, size, thousands};
-use crate::cli::quantize::awq::AwqOptions;
-use crate::cli::quantize::gguf::{GgufOptions, level_below};
-use crate::cli::quantize::gptq::GptqOptions;
-use crate::cli::quantize::layerwise::{LayerwiseOptions, open_device};
-use crate::cli::quantize::{bits, refuse};
+use crate::cli::quantize::gguf::level_below;
+use crate::cli::quantize::layerwise::open_device;
+use crate::cli::quantize::{FormatOptions, OutputFormat, bits, refuse};
 use crate::cli::result_file::ResultFile;
 use crate::cli::terminal::Terminal;
 use crate::cli::{CANCEL, Global};
@@ -30,8 +28,8 @@ pub(in crate::cli) struct Args {
     /// Directory of a Hugging Face model, or its name on the Hub (org/name)
     model: String,
     /// The format that it is for
-    #[arg(long, value_enum, ignore_case = true, value_name = "FORMAT", default_value_t = For::Gptq)]
-    output_format: For,
+    #[arg(long, value_enum, ignore_case = true, value_name = "FORMAT", default_value_t = OutputFormat::Gptq)]
+    output_format: OutputFormat,
     /// A usual number of bits per weight
     #[arg(long, value_enum, ignore_case = true, value_name = "NAME", required_unless_present = "target_bpw")]
     preset: Option<Preset>,
@@ -51,13 +49,7 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_name = "KEY")]
     ignore_config: Vec<String>,
     #[command(flatten)]
-    gguf: GgufOptions,
-    #[command(flatten)]
-    layerwise: LayerwiseOptions,
-    #[command(flatten)]
-    gptq: GptqOptions,
-    #[command(flatten)]
-    awq: AwqOptions,
+    formats: FormatOptions,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -70,13 +62,6 @@ Examples:
 
 What a part loses is the KL divergence of the model's predictions when this part alone is quantized, on rows of the calibration
 data that nothing is calibrated with.";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum For {
-    Gguf,
-    Gptq,
-    Awq,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Preset {
@@ -98,33 +83,21 @@ impl From<Preset> for profile::Preset {
     }
 }
 
-impl For {
-    fn name(self) -> &'static str {
-        match self {
-            For::Gguf => "gguf",
-            For::Gptq => "gptq",
-            For::Awq => "awq",
-        }
-    }
-}
-
 pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let (gguf, gptq, awq) = (args.gguf.given(), args.gptq.given(), args.awq.given());
-    match args.output_format {
-        For::Gguf => refuse(&[args.layerwise.given(), gptq, awq].concat(), "a profile for GGUF")?,
-        For::Gptq => refuse(&[gguf, awq].concat(), "a profile for GPTQ")?,
-        For::Awq => refuse(&[gguf, gptq].concat(), "a profile for AWQ")?,
-    }
-    let format = args.output_format.name();
+    let (formats, output_format) = (&args.formats, args.output_format);
+    refuse(&formats.of_others(Some(output_format)), output_format.title())?;
+    let format = output_format.name();
     let preset = args.preset.map(profile::Preset::from);
     let target = args.target_bpw.or(preset.map(|preset| preset.bits_per_weight(format))).unwrap_or_default();
     let backend = open_device(global, terminal)?;
-    let recipe = match args.output_format {
-        For::Gguf => {
-            Recipe::Gguf(Box::new(args.gguf.config(level_below(target), global.device()?, terminal)?))
+    let recipe = match output_format {
+        OutputFormat::Gguf => {
+            Recipe::Gguf(Box::new(formats.gguf.config(level_below(target), global.device()?, terminal)?))
         }
-        For::Gptq => Recipe::Gptq(Box::new(args.gptq.config(&args.layerwise, 4, backend.clone())?)),
-        For::Awq => Recipe::Awq(Box::new(args.awq.config(&args.layerwise, backend.clone())?)),
+        OutputFormat::Gptq => {
+            Recipe::Gptq(Box::new(formats.gptq.config(&formats.layerwise, 4, backend.clone())?))
+        }
+        OutputFormat::Awq => Recipe::Awq(Box::new(formats.awq.config(&formats.layerwise, backend.clone())?)),
     };
     terminal.info(&format!("Loading model {}", args.model));
     let source = SourceModel::open(&args.model, Need::Weights, &CANCEL, terminal)?;
@@ -142,7 +115,7 @@ pub(in crate::cli) fn run(args: &Args, global: &Global, output: &Output, termina
         limit: None,
         text: None,
         measured: !args.estimate,
-        group_sizes: args.layerwise.group_sizes(),
+        group_sizes: formats.layerwise.group_sizes(),
         rows: &rows,
         ignore_config: args.ignore_config.clone(),
         threads: global.threads(),

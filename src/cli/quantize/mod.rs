@@ -3,6 +3,7 @@
 pub(super) mod awq;
 mod budget;
 mod finish;
+mod formats;
 pub(super) mod gguf;
 pub(super) mod gptq;
 pub(super) mod layerwise;
@@ -10,8 +11,8 @@ pub(super) mod layerwise;
 use std::path::{Path, PathBuf};
 
 pub(super) use budget::bits;
-use clap::ValueEnum;
 use finish::Finish;
+pub(super) use formats::{FormatOptions, OutputFormat};
 
 use super::checkpoints::CheckpointArgs;
 use super::data::DataArgs;
@@ -29,13 +30,7 @@ pub(super) struct Args {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    gguf: gguf::GgufOptions,
-    #[command(flatten)]
-    layerwise: layerwise::LayerwiseOptions,
-    #[command(flatten)]
-    gptq: gptq::GptqOptions,
-    #[command(flatten)]
-    awq: awq::AwqOptions,
+    formats: FormatOptions,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -75,35 +70,25 @@ struct Common {
     budget: budget::BudgetArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OutputFormat {
-    /// llama.cpp
-    Gguf,
-    /// A directory that transformers, vLLM and others load
-    Gptq,
-    /// The same with channels scaled before they are rounded
-    Awq,
-}
-
 pub(super) fn run(args: &Args, global: &Global, output: &Output, terminal: &Terminal) -> Result<()> {
-    let Args { common, gguf, layerwise, gptq, awq, data, report } = args;
+    let Args { common, formats, data, report } = args;
     common.budget.check()?;
-    let finish = || Finish::prepare(common, report, global, output, terminal);
-    match common.output_format {
-        OutputFormat::Gguf => {
-            // Only what is measured needs data.
-            let data_given = if common.budget.is_given() { Vec::new() } else { data_given(data) };
-            let others = [layerwise.given(), gptq.given(), awq.given(), data_given, report.given()].concat();
-            refuse(&others, "quantization to GGUF")?;
-            gguf::run(common, gguf, data, global, finish()?, output, terminal)
-        }
+    let format = common.output_format;
+    let mut useless = formats.of_others(Some(format));
+    if format == OutputFormat::Gguf {
+        // Only what is measured needs data.
+        useless.extend(if common.budget.is_given() { Vec::new() } else { data_given(data) });
+        useless.extend(report.given());
+    }
+    refuse(&useless, format.title())?;
+    let finish = Finish::prepare(common, report, global, output, terminal)?;
+    match format {
+        OutputFormat::Gguf => gguf::run(common, &formats.gguf, data, global, finish, output, terminal),
         OutputFormat::Gptq => {
-            refuse(&[gguf.given(), awq.given()].concat(), "GPTQ")?;
-            gptq::run(common, layerwise, gptq, data, global, finish()?, output, terminal)
+            gptq::run(common, &formats.layerwise, &formats.gptq, data, global, finish, output, terminal)
         }
         OutputFormat::Awq => {
-            refuse(&[gguf.given(), gptq.given()].concat(), "AWQ")?;
-            awq::run(common, layerwise, awq, data, global, finish()?, output, terminal)
+            awq::run(common, &formats.layerwise, &formats.awq, data, global, finish, output, terminal)
         }
     }
 }
@@ -140,7 +125,7 @@ fn not_plain(name: &str) -> Error {
 }
 
 /// The names of those options that were given.
-fn given(options: &[(&'static str, bool)]) -> Vec<&'static str> {
+pub(super) fn given(options: &[(&'static str, bool)]) -> Vec<&'static str> {
     options.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect()
 }
 

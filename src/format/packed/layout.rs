@@ -21,6 +21,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// Bytes of all elements.
+    pub fn size(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64
+    }
+
     pub(crate) fn integers(suffix: &'static str, shape: &[usize]) -> Part {
         Part { suffix, dtype: Dtype::I32, shape: shape.to_vec() }
     }
@@ -117,6 +122,11 @@ pub trait Layout: Debug + Send + Sync {
 
     /// The tensors that it is stored as.
     fn parts(&self, shape: [usize; 2], grid: Grid) -> Vec<Part>;
+
+    /// Bytes that a layer's weights cost: of all its tensors but `g_idx`, which says nothing that is not known.
+    fn cost(&self, shape: [usize; 2], grid: Grid) -> u64 {
+        self.parts(shape, grid).iter().filter(|part| part.suffix != "g_idx").map(Part::size).sum()
+    }
 
     /// Their bytes, in the order of [`Layout::parts`].
     ///

@@ -10,6 +10,7 @@ use super::search::{ISLAND_SHARE, ISLANDS, MORE_BITS};
 use super::{Config, Stage};
 use crate::arch::decoder::Input;
 use crate::error::Result;
+use crate::matmul::{View, multiply};
 use crate::pipeline::checkpoint::Settings;
 use crate::pipeline::evaluate::in_pool;
 use crate::pipeline::layerwise::{Matrix, matrices};
@@ -18,7 +19,6 @@ use crate::pipeline::profile::{Method, UnitProfile, options_of, sizes};
 use crate::pipeline::quiet::Quiet;
 use crate::pipeline::recipe::Recipe;
 use crate::progress::Progress;
-use crate::quant::gemm::{View, multiply};
 
 /// Passes over the Hessian that a weight takes in GPTQ: the solver and its sweeps.
 const SOLVER_PASSES: f64 = 4.0;

@@ -10,23 +10,26 @@
 //! Nothing in a checkpoint is executed, and every file's hash is checked before it is used.
 
 mod identity;
+mod lock;
+mod part;
 mod state;
 pub mod stream;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::atomic::{AtomicFile, check_space, is_temporary, remove_abandoned, sync_parent};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 pub use identity::{Identity, hash};
+use lock::lock;
+use part::Hashed;
+pub use part::PartFile;
 use state::{Output, Record, STATE, State};
 
 /// How names of our files end.
@@ -411,51 +414,6 @@ impl Drop for Checkpoint {
     }
 }
 
-/// A file that is being written.
-#[derive(Debug)]
-pub struct PartFile {
-    name: String,
-    out: Hashed<AtomicFile>,
-}
-
-impl Write for PartFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.out.inner.file().write(bytes)?;
-        self.out.took(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.inner.file().flush()
-    }
-}
-
-/// Makes the directory and locks it.
-fn lock(dir: &Path) -> Result<File> {
-    let unwritable = |e| {
-        Error::output(format!("cannot keep a checkpoint in {}", dir.display()), e)
-            .hint("Choose another place with --checkpoint-dir, or do without: --no-checkpoints.")
-    };
-    loop {
-        fs::create_dir_all(dir).map_err(unwritable)?;
-        let file = File::open(dir).map_err(unwritable)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(Kind::Usage, format!("another run is using {}", dir.display()))
-                    .hint("Wait until it has ended, or choose another output."));
-            }
-            // A file system without locks.
-            Err(TryLockError::Error(_)) => return Ok(file),
-        }
-        // A run that has just ended may have removed the directory.
-        let same = |found: fs::Metadata| file.metadata().is_ok_and(|own| own.ino() == found.ino());
-        if fs::metadata(dir).is_ok_and(same) {
-            return Ok(file);
-        }
-    }
-}
-
 /// A file of the checkpoint, of so many bytes, that cannot be written.
 fn unwritten(name: &str, bytes: u64, e: io::Error) -> Error {
     Error::output(format!("cannot write {name} of the checkpoint"), e).missing(bytes)
@@ -480,48 +438,6 @@ fn is_part(name: &str) -> bool {
         && kind.bytes().all(|b| b.is_ascii_lowercase())
         && step.len() >= 5
         && step.bytes().all(|b| b.is_ascii_digit())
-}
-
-/// Hashes what goes through.
-#[derive(Debug)]
-struct Hashed<T> {
-    inner: T,
-    hash: Sha256,
-    bytes: u64,
-    /// What went wrong while reading, for those who want to know it better than the reader tells.
-    failed: Option<io::Error>,
-}
-
-impl<T> Hashed<T> {
-    fn new(inner: T) -> Self {
-        Hashed { inner, hash: Sha256::new(), bytes: 0, failed: None }
-    }
-
-    fn took(&mut self, bytes: &[u8]) {
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-    }
-
-    fn finish(self) -> (Record, T) {
-        (Record { bytes: self.bytes, sha256: identity::hex(&self.hash.finalize()) }, self.inner)
-    }
-}
-
-impl<T: Read> Read for Hashed<T> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self.inner.read(bytes) {
-            Ok(n) => {
-                self.took(&bytes[..n]);
-                Ok(n)
-            }
-            Err(e) => {
-                if e.kind() != io::ErrorKind::Interrupted {
-                    self.failed = Some(io::Error::new(e.kind(), e.to_string()));
-                }
-                Err(e)
-            }
-        }
-    }
 }
 
 #[cfg(test)]

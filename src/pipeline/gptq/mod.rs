@@ -37,7 +37,8 @@ impl Config {
         self.version.unwrap_or(if self.options.grids.base.symmetric { Version::V1 } else { Version::V2 })
     }
 
-    fn settings(&self) -> Settings {
+    /// The solver's, of the grid that most matrices have.
+    pub(super) fn settings(&self) -> Settings {
         Settings {
             lowest_zero: u8::from(self.version() == Version::V1),
             ordering: if self.desc_act { Ordering::Descending } else { Ordering::GroupAware },

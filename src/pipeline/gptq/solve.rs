@@ -7,7 +7,6 @@ use crate::arch::decoder::Layer;
 use crate::error::Result;
 use crate::pipeline::layerwise::report::Seen;
 use crate::pipeline::layerwise::{Grids, Matrix, Method as Layerwise, Results, Stop, Walk};
-use crate::quant::Grid;
 use crate::quant::gptq::{Method, Problem, Settings};
 use crate::quant::gram::Gram;
 
@@ -26,22 +25,8 @@ impl Layerwise for Solver<'_> {
 
     fn quantize(&mut self, stop: Stop<'_>, layer: &mut Layer, results: &mut Results<How>) -> Result<()> {
         for (input, gram) in stop.grams {
-            let sharing = stop.matrices.iter().copied().filter(|m| m.input == input);
-            let mut by_grid: Vec<(Grid, Vec<&Matrix>)> = Vec::new();
-            for matrix in sharing {
-                let grid = self.grids.of(&matrix.name);
-                match by_grid.iter_mut().find(|(other, _)| *other == grid) {
-                    Some((_, matrices)) => matrices.push(matrix),
-                    None => by_grid.push((grid, vec![matrix])),
-                }
-            }
-            let last = by_grid.pop();
-            for (grid, matrices) in by_grid {
-                self.quantize_sharing(&matrices, grid, gram.clone(), layer, results)?;
-            }
-            if let Some((grid, matrices)) = last {
-                self.quantize_sharing(&matrices, grid, gram, layer, results)?;
-            }
+            let sharing: Vec<&Matrix> = stop.matrices.iter().copied().filter(|m| m.input == input).collect();
+            self.quantize_sharing(&sharing, gram, layer, results)?;
         }
         Ok(())
     }
@@ -52,11 +37,10 @@ impl Layerwise for Solver<'_> {
 }
 
 impl Solver<'_> {
-    /// Quantizes the matrices that share an input and a grid.
+    /// Quantizes the matrices that share an input, and so a grid, as loaders join them.
     fn quantize_sharing(
         &self,
         matrices: &[&Matrix],
-        grid: Grid,
         gram: Gram,
         layer: &mut Layer,
         results: &mut Results<How>,
@@ -66,7 +50,7 @@ impl Solver<'_> {
         let started = Instant::now();
         let seen = Seen::of(&gram);
         let rare = seen.are_few(first.input, gram.size());
-        let problem = Problem::new(gram, &self.settings.with_grid(grid), !rare);
+        let problem = Problem::new(gram, &self.settings.with_grid(self.grids.of(&first.name)), !rare);
         let solver = self.walk.backend.solver(&problem)?;
         let prepared = started.elapsed();
         let how = match problem.method() {

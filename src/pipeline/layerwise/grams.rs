@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{CpuStorage, Storage};
-
 use super::Matrix;
 use super::placement::Placement;
 use crate::arch::decoder::{Activations, Input, LinearId};
 use crate::backend::{Backend, GramSum};
 use crate::calib::guard::Statistic;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::progress::Progress;
 use crate::quant::gram::Gram;
 
@@ -51,16 +49,9 @@ impl<'a> Grams<'a> {
 impl Statistic for Grams<'_> {
     fn add(&mut self, linear: LinearId, rows: &Activations) -> Result<()> {
         let Some(gram) = self.0.get_mut(&linear.input) else { return Ok(()) };
-        let rows = match rows {
-            Activations::Memory(rows) => rows.contiguous()?,
-            Activations::Device(device, rows) => return gram.add_from(&**device, rows),
-        };
-        let (storage, layout) = rows.storage_and_layout();
-        let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
-            (&*storage, layout.contiguous_offsets())
-        else {
-            return Err(Error::new(Kind::Other, "the decoder's states are float32 in memory"));
-        };
-        gram.add(&values[start..end])
+        match rows {
+            Activations::Memory(_) => rows.with_values(|values| gram.add(values))?,
+            Activations::Device(device, rows) => gram.add_from(&**device, rows),
+        }
     }
 }

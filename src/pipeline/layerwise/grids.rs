@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Matrix;
 use crate::error::{Error, Kind, Result};
-use crate::format::packed::layers::fused;
+use crate::format::packed::layers::joined;
 use crate::quant::Grid;
 
 /// The grid of each matrix.
@@ -38,13 +38,13 @@ impl Grids {
         self.named.values().chain(self.rules.iter().map(|(_, grid)| grid)).all(|grid| *grid == self.base)
     }
 
-    /// What they say, for the identity of a job.
+    /// What they say of matrices that have another grid than most, for the identity of a job.
     pub(super) fn identity(&self) -> Value {
         let grid =
             |grid: &Grid| json!([grid.bits, i64::try_from(grid.group_size).unwrap_or(-1), grid.symmetric]);
         let named: Vec<Value> = self.named.iter().map(|(name, g)| json!([name, grid(g)])).collect();
         let rules: Vec<Value> = self.rules.iter().map(|(rule, g)| json!([rule.as_str(), grid(g)])).collect();
-        json!([grid(&self.base), named, rules])
+        json!([named, rules])
     }
 
     /// Checks that matrices which loaders join have one grid, and that every pattern and name is of some use.
@@ -63,15 +63,15 @@ impl Grids {
             return Err(Error::new(Kind::Usage, format!("no linear layer of the model matches '{rule}'"))
                 .hint("Names are like model.layers.0.mlp.down_proj; a pattern may match any part of them."));
         }
-        for name in &all {
-            for other in fused(name).into_iter().filter(|other| all.contains(other.as_str())) {
-                if self.of(name) != self.of(&other) {
-                    return Err(Error::new(
-                        Kind::Usage,
-                        format!("{name} and {other} are to have different grids, but loaders join them"),
-                    )
-                    .hint("Give query, key and value the same bits and group size, and gate and up."));
-                }
+        let mut firsts: BTreeMap<String, &str> = BTreeMap::new();
+        for name in matrices.iter().flatten().map(|m| m.name.as_str()) {
+            let first = firsts.entry(joined(name)).or_insert(name);
+            if self.of(name) != self.of(first) {
+                return Err(Error::new(
+                    Kind::Usage,
+                    format!("{first} and {name} are to have different grids, but loaders join them"),
+                )
+                .hint("Give query, key and value the same bits and group size, so gate and up, so all experts of a layer."));
             }
         }
         Ok(())
@@ -119,6 +119,10 @@ mod tests {
         let e = with("q_proj").check(&all).unwrap_err();
         assert_eq!(e.kind(), Kind::Usage);
         assert!(e.to_string().contains("l.0.k_proj"), "{e}");
+        let experts = matrices(&["l.0.mlp.experts.0.w1", "l.0.mlp.experts.0.w3", "l.0.mlp.experts.1.w1"]);
+        assert!(with("experts").check(&experts).is_ok());
+        assert!(with("w1").check(&experts).unwrap_err().to_string().contains("w3"));
+        assert!(with(r"experts\.0").check(&experts).unwrap_err().to_string().contains("experts.1"));
         assert!(with("up_proj").check(&all).unwrap_err().to_string().contains("up_proj"));
         let mut grids = Grids::uniform(BASE);
         grids.named.insert("l.9.o_proj".into(), MORE);

@@ -50,8 +50,7 @@ impl<'a> Placement<'a> {
         let footprint = layer.footprint(tokens, length)?;
         let free = device.free_bytes()?;
         let needed = footprint.weights + footprint.batch;
-        let moved = if needed > free { None } else { moved(&mut layer, device)? };
-        if moved.is_some() {
+        if needed <= free && has_moved(&mut layer, device)? {
             self.batch = footprint.batch;
             if self.residency.is_none() {
                 let residency = residency(&footprint, free - needed, hidden);
@@ -93,9 +92,9 @@ fn residency(footprint: &Footprint, free: u64, hidden: &Hidden) -> Residency {
 }
 
 /// Moves a layer to a device, unless its memory is too small.
-fn moved(layer: &mut Layer, device: &Arc<dyn Accelerator>) -> Result<Option<()>> {
+fn has_moved(layer: &mut Layer, device: &Arc<dyn Accelerator>) -> Result<bool> {
     match layer.move_to(device) {
-        Err(e) if e.kind() == Kind::Resources => Ok(None),
-        moved => moved.map(Some),
+        Err(e) if e.kind() == Kind::Resources => Ok(false),
+        moved => moved.map(|()| true),
     }
 }

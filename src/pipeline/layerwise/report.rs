@@ -175,13 +175,9 @@ impl<O> Summary<O> {
                     matrices += 1;
                     let of_grid = grids.entry((grid.bits, grid.group_size)).or_default();
                     *of_grid = (of_grid.0 + 1, of_grid.1 + (shape[0] * shape[1]) as u64);
-                    // `g_idx` says nothing that is not known; all the rest is what the weights cost.
-                    let parts = layout.parts(*shape, *grid);
-                    let size = |part: &Part| {
-                        (part.shape.iter().product::<usize>() * part.dtype.bitsize() / 8) as u64
-                    };
-                    bytes += parts.iter().filter(|p| p.suffix != "g_idx").map(size).sum::<u64>();
-                    dense_bytes += parts.iter().filter(|p| p.suffix == "g_idx").map(size).sum::<u64>();
+                    let cost = layout.cost(*shape, *grid);
+                    bytes += cost;
+                    dense_bytes += layout.parts(*shape, *grid).iter().map(Part::size).sum::<u64>() - cost;
                     if *bias {
                         dense += shape[0] as u64;
                         dense_bytes += 2 * shape[0] as u64;

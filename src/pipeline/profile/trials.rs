@@ -102,9 +102,7 @@ impl Method {
     pub(super) fn bytes(&self, shape: [usize; 2], precision: Precision) -> Option<u64> {
         let weights = (shape[0] * shape[1]) as u64;
         let packed = |layout: &dyn Layout, grid: Grid| {
-            let parts = layout.parts(shape, grid).into_iter().filter(|part| part.suffix != "g_idx");
-            let bytes = parts.map(|p| (p.shape.iter().product::<usize>() * p.dtype.bitsize() / 8) as u64);
-            layout.refuses(shape, grid).is_none().then(|| bytes.sum())
+            layout.refuses(shape, grid).is_none().then(|| layout.cost(shape, grid))
         };
         match (self, precision) {
             (_, Precision::Whole) => Some(2 * weights),
@@ -141,7 +139,7 @@ impl Method {
                 return unit
                     .matrices
                     .iter()
-                    .map(|m| blocks(m, unit, ty, imatrix.as_ref(), &read(m)?))
+                    .map(|m| encoded(m, unit, ty, imatrix.as_ref(), &read(m)?))
                     .collect();
             }
             (Method::Gptq { settings, .. }, Precision::Codes { bits, group_size }) => {
@@ -172,8 +170,8 @@ impl Method {
     }
 }
 
-/// Encodes a matrix, and decodes it again.
-fn blocks(
+/// A matrix that was encoded, and decoded again.
+fn encoded(
     matrix: &Matrix,
     unit: &Unit,
     ty: GgmlType,

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::format::gguf::blocks::{Simd, Work};
+use crate::matmul::{View, multiply};
 use crate::quant::codes::{Grid, QuantizedLinear};
-use crate::quant::gemm::{View, multiply};
 use crate::quant::gptq::descent::times_hessian;
 use crate::quant::gptq::rows::Rows;
 use crate::quant::gptq::{Loss, Problem};
@@ -305,24 +305,15 @@ impl Work for Refit<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::noise;
     use crate::quant::gptq::Settings;
     use crate::quant::gram::Gram;
 
     const GRID: Grid = Grid { bits: 4, group_size: 32, symmetric: false };
 
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            (state >> 8) as f32 / 16777216.0 - 0.5
-        })
-        .take(len)
-        .collect()
-    }
-
     /// Inputs whose neighbours are alike.
     fn problem(size: usize, grid: Grid) -> Problem {
-        let mut x = noise(300 * size, 1);
+        let mut x = noise(1, 300 * size);
         for row in x.chunks_exact_mut(size) {
             (1..size).for_each(|i| row[i] += 0.8 * row[i - 1]);
         }
@@ -333,7 +324,7 @@ mod tests {
 
     #[test]
     fn every_weight_becomes_the_nearest_code() {
-        let weights = noise(100 * 96, 2);
+        let weights = noise(2, 100 * 96);
         let (linear, _) = quantize(&problem(96, GRID), &weights, Simd::best());
         for (at, (weight, code)) in weights.iter().zip(linear.codes()).enumerate() {
             let group = at / 32;
@@ -347,7 +338,7 @@ mod tests {
 
     #[test]
     fn correlations_lower_the_error() {
-        let weights = noise(100 * 96, 2);
+        let weights = noise(2, 100 * 96);
         let problem = problem(96, GRID);
         let (_, alone) = problem.quantize(&weights, Simd::best());
         let (_, together) = quantize(&problem, &weights, Simd::best());
@@ -358,7 +349,7 @@ mod tests {
     #[test]
     fn rows_of_one_group_and_weights_of_zero_are_quantized() {
         let grid = Grid { group_size: Grid::WHOLE_ROW, ..GRID };
-        let weights = noise(20 * 48, 2);
+        let weights = noise(2, 20 * 48);
         let (linear, loss) = quantize(&problem(48, grid), &weights, Simd::best());
         assert!(linear.groups() == 1 && loss.relative() < 0.01, "{loss:?}");
         let (linear, loss) = quantize(&problem(48, GRID), &vec![0.0; 20 * 48], Simd::best());
@@ -367,7 +358,7 @@ mod tests {
 
     #[test]
     fn neither_threads_nor_instructions_change_the_result() {
-        let (weights, problem) = (noise(200 * 96, 2), problem(96, GRID));
+        let (weights, problem) = (noise(2, 200 * 96), problem(96, GRID));
         let on = |threads, simd| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| quantize(&problem, &weights, simd))

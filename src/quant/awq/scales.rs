@@ -5,8 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::format::gguf::blocks::{Simd, Work};
+use crate::matmul::{View, multiply};
 use crate::quant::codes::Grid;
-use crate::quant::gemm::{View, multiply};
 use crate::quant::gram::Gram;
 use crate::quant::lanes::{LANES, Lanes};
 use crate::quant::scale_search::{Scale, stored};
@@ -355,22 +355,13 @@ impl Work for AddProducts<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::noise;
 
     const GRID: Grid = Grid { bits: 4, group_size: 32, symmetric: false };
 
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-            (state >> 8) as f32 / 16777216.0 - 0.5
-        })
-        .take(len)
-        .collect()
-    }
-
     /// Inputs of 64 channels, of which every eighth is large, and those of `dead` are zero.
     fn gram(dead: &[usize]) -> Gram {
-        let mut x = noise(200 * 64, 1);
+        let mut x = noise(1, 200 * 64);
         for row in x.chunks_exact_mut(64) {
             row.iter_mut().step_by(8).for_each(|v| *v *= 40.0);
             dead.iter().for_each(|c| row[*c] = 0.0);
@@ -407,7 +398,7 @@ mod tests {
 
     #[test]
     fn large_inputs_get_large_factors_and_the_error_falls() {
-        let (gram, weights) = (gram(&[]), noise(48 * 64, 2));
+        let (gram, weights) = (gram(&[]), noise(2, 48 * 64));
         let consumer = Consumer { gram: &gram, weights: &weights };
         let channels: Vec<usize> = (0..64).collect();
         let scales = chosen(&[consumer], &channels);
@@ -421,7 +412,7 @@ mod tests {
 
     #[test]
     fn what_is_tried_is_what_will_be_stored() {
-        let (gram, weights) = (gram(&[]), noise(48 * 64, 2));
+        let (gram, weights) = (gram(&[]), noise(2, 48 * 64));
         let consumer = Consumer { gram: &gram, weights: &weights };
         let channels: Vec<usize> = (0..64).collect();
         // A source that cannot be divided: no candidate is better than the first, which is no factors.
@@ -433,7 +424,7 @@ mod tests {
 
     #[test]
     fn groups_that_share_channels_choose_together() {
-        let (gram, weights) = (gram(&[]), noise(48 * 64, 2));
+        let (gram, weights) = (gram(&[]), noise(2, 48 * 64));
         let consumer = Consumer { gram: &gram, weights: &weights };
         let channels: Vec<usize> = (0..64).map(|i| i % 32).collect();
         let spectrum = Spectrum::new(&[consumer], &channels, GRID);
@@ -449,7 +440,7 @@ mod tests {
         let all: Vec<usize> = (0..64).collect();
         for (dead, zeros) in [(&all[..], 0..0), (&[3, 4], 0..0), (&[], 5..64), (&[1], 0..64)] {
             let gram = gram(dead);
-            let mut weights = noise(48 * 64, 2);
+            let mut weights = noise(2, 48 * 64);
             weights.chunks_exact_mut(64).for_each(|row| row[zeros.clone()].fill(0.0));
             let consumers = [Consumer { gram: &gram, weights: &weights }];
             let scales = chosen(&consumers, &channels);
@@ -462,7 +453,7 @@ mod tests {
 
     #[test]
     fn the_choice_does_not_depend_on_the_number_of_threads() {
-        let (gram, weights) = (gram(&[7]), noise(48 * 64, 2));
+        let (gram, weights) = (gram(&[7]), noise(2, 48 * 64));
         let channels: Vec<usize> = (0..64).collect();
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

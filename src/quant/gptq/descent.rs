@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::Problem;
 use super::rows::Rows;
 use crate::format::gguf::blocks::{Simd, Work};
-use crate::quant::gemm::{View, multiply};
+use crate::matmul::{View, multiply};
 use crate::quant::lanes::{LANES, Lanes, add_multiples, sum_multiples};
 use crate::quant::scale_search::{Scale, stored};
 

@@ -4,7 +4,7 @@ use super::Problem;
 use super::order::Block;
 use super::rows::Rows;
 use crate::format::gguf::blocks::{Simd, Work};
-use crate::quant::gemm::{View, multiply};
+use crate::matmul::{View, multiply};
 use crate::quant::lanes::{LANES, Lanes, add_multiples};
 use crate::quant::scale_search;
 

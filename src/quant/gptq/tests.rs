@@ -1,16 +1,7 @@
 //! What the solver promises, also where the numbers are against it.
 
 use super::*;
-
-/// Numbers from -0.5 to 0.5.
-fn noise(seed: u32, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 8) as f32 / 16777216.0 - 0.5
-    };
-    std::iter::repeat_with(next).take(n).collect()
-}
+use crate::noise::noise;
 
 /// Inputs whose neighbouring channels are correlated, some of them much larger than others.
 fn inputs(tokens: usize, size: usize) -> Vec<f32> {

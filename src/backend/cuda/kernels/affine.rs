@@ -7,7 +7,7 @@ use half::f16;
 
 use super::teams::{PADDING, TERMS};
 use super::{Kernels, grid, number};
-use crate::quant::gemm::CHUNK;
+use crate::matmul::CHUNK;
 
 const CHOOSE_SCALES: &str = "affine_choose_scales";
 const ROUND: &str = "affine_round";

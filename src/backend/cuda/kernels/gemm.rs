@@ -8,7 +8,7 @@ use cudarc::driver::{
 };
 
 use super::{Kernels, grid, number};
-use crate::quant::gemm::CHUNK;
+use crate::matmul::CHUNK;
 
 const CHUNKS: &str = "gemm_chunks";
 const SUM: &str = "gemm_sum";
@@ -109,7 +109,7 @@ struct ProductsArguments {
 unsafe impl DeviceRepr for ProductsArguments {}
 
 impl Kernels {
-    /// Computes products to where `out` says, of which every value is written, bit for bit those of [`crate::quant::gemm`]
+    /// Computes products to where `out` says, of which every value is written, bit for bit those of [`crate::matmul`]
     /// with the bias added at the end: `gemm_along`, `gemm_across`.
     ///
     /// # Panics
@@ -164,7 +164,7 @@ impl Kernels {
         Ok(())
     }
 
-    /// `a * b`, row-major, bit for bit that of [`crate::quant::gemm`].
+    /// `a * b`, row-major, bit for bit that of [`crate::matmul`].
     ///
     /// # Panics
     /// If sizes do not fit each other.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, CudaStream, DriverError, LaunchConfig, PushKernelArg};
 
 use super::{Kernels, number};
-use crate::quant::gemm::CHUNK;
+use crate::matmul::CHUNK;
 
 const ADD: &str = "gram_add";
 pub(super) const NAMES: [&str; 1] = [ADD];

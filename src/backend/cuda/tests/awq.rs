@@ -1,9 +1,10 @@
 //! AWQ.
 
-use super::gptq::{gram, grid, noise};
+use super::gptq::{gram, grid};
 use super::gpu;
 use crate::backend::Backend;
 use crate::format::gguf::blocks::Simd;
+use crate::noise::noise;
 use crate::quant::Grid;
 use crate::quant::awq::clip;
 use crate::quant::awq::scales::{Consumer, Trial};

@@ -3,19 +3,10 @@
 use super::gpu;
 use crate::backend::Backend;
 use crate::format::gguf::blocks::Simd;
+use crate::noise::noise;
 use crate::quant::Grid;
 use crate::quant::gptq::{Method, Ordering, Problem, Settings};
 use crate::quant::gram::Gram;
-
-/// Numbers from -0.5 to 0.5.
-pub(super) fn noise(seed: u32, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 8) as f32 / 16777216.0 - 0.5
-    };
-    std::iter::repeat_with(next).take(n).collect()
-}
 
 /// That of inputs whose neighbouring channels are correlated, some of them much larger than others.
 pub(super) fn gram(tokens: usize, size: usize) -> Gram {

@@ -1,10 +1,10 @@
 //! Products of matrices, and Gram matrices.
 
-use super::gptq::noise;
 use super::gpu;
 use crate::backend::Backend;
 use crate::backend::cuda::kernels::Factor;
-use crate::quant::gemm::{View, multiply};
+use crate::matmul::{View, multiply};
+use crate::noise::noise;
 use crate::quant::gram::Gram;
 
 #[test]

@@ -1,8 +1,8 @@
 //! Copies in pieces.
 
-use super::gptq::noise;
 use super::gpu;
 use crate::backend::cuda::staging::Staging;
+use crate::noise::noise;
 
 #[test]
 fn pieces_and_what_is_left_come_back_as_they_were() {

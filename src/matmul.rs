@@ -60,7 +60,7 @@ impl<'a> View<'a> {
 /// # Panics
 /// If the sizes do not fit together.
 pub(crate) fn multiply(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
-    multiply_on(Parallelism::None, out, stride, [keep, factor], a, b);
+    Sum { out, stride, keep, factor, parallelism: Parallelism::None }.add(a, b);
 }
 
 /// `out = a * b` on all threads of the pool that it is called in; the bits are those of [`multiply`].
@@ -68,93 +68,94 @@ pub(crate) fn multiply(out: &mut [f32], stride: usize, keep: f32, factor: f32, a
 /// # Panics
 /// If the sizes do not fit together.
 pub(crate) fn multiply_in_parallel(out: &mut [f32], stride: usize, a: View<'_>, b: View<'_>) {
+    let parallelism = Parallelism::Rayon(0);
     let ([m, k], n) = (a.shape, b.shape[1]);
     if m == 1 && n > FEW {
         // The library sums up a single row in another order, and two rows as it should.
         let twice = View { shape: [2, k], strides: [0, a.strides[1]], ..a };
         let mut rows = vec![0.0; 2 * n];
-        multiply_on(Parallelism::Rayon(0), &mut rows, n, [0.0, 1.0], twice, b);
+        Sum { out: &mut rows, stride: n, keep: 0.0, factor: 1.0, parallelism }.add(twice, b);
         out[..n].copy_from_slice(&rows[..n]);
     } else {
-        multiply_on(Parallelism::Rayon(0), out, stride, [0.0, 1.0], a, b);
+        Sum { out, stride, keep: 0.0, factor: 1.0, parallelism }.add(a, b);
     }
 }
 
-/// `out = keep * out + factor * a * b`.
-fn multiply_on(
-    parallelism: Parallelism,
-    out: &mut [f32],
+/// Where a product goes: `out = keep * out + factor * a * b`.
+struct Sum<'a> {
+    out: &'a mut [f32],
     stride: usize,
-    [keep, factor]: [f32; 2],
-    a: View<'_>,
-    b: View<'_>,
-) {
-    let ([m, k], [also_k, n]) = (a.shape, b.shape);
-    assert_eq!(k, also_k, "inner dimensions");
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(n <= stride && (m - 1) * stride + n <= out.len(), "{m} x {n} values with rows {stride} apart");
-    assert!(a.fits() && b.fits(), "a factor lies in its slice");
-    let mut keep = keep;
-    for start in (0..k.max(1)).step_by(CHUNK) {
-        let depth = start..(start + CHUNK).min(k);
-        let (a, b) = (a.columns(&depth), b.t().columns(&depth).t());
-        if m == 1 || n == 1 || m * n <= FEW || depth.len() <= 2 {
-            multiply_few(out, stride, keep, factor, a, b);
-        } else {
-            multiply_many(parallelism, out, stride, [keep, factor], a, b);
-        }
-        keep = 1.0;
-    }
-}
-
-/// One chunk, value by value.
-fn multiply_few(out: &mut [f32], stride: usize, keep: f32, factor: f32, a: View<'_>, b: View<'_>) {
-    let ([m, k], n) = (a.shape, b.shape[1]);
-    for i in 0..m {
-        for j in 0..n {
-            let sum = (0..k).fold(0.0f32, |sum, t| a.at(i, t).mul_add(b.at(t, j), sum));
-            let out = &mut out[i * stride + j];
-            *out = if keep == 0.0 { factor * sum } else { factor.mul_add(sum, keep * *out) };
-        }
-    }
-}
-
-/// One chunk of a product whose sizes were checked.
-fn multiply_many(
+    keep: f32,
+    factor: f32,
     parallelism: Parallelism,
-    out: &mut [f32],
-    stride: usize,
-    [keep, factor]: [f32; 2],
-    a: View<'_>,
-    b: View<'_>,
-) {
-    let ([m, k], n) = (a.shape, b.shape[1]);
-    // SAFETY: all values of the three matrices lie in their slices, as was just asserted; rows of `out` do not overlap each
-    // other, and `out` is borrowed for this call alone.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            stride as isize,
-            keep != 0.0,
-            a.values.as_ptr(),
-            a.strides[1] as isize,
-            a.strides[0] as isize,
-            b.values.as_ptr(),
-            b.strides[1] as isize,
-            b.strides[0] as isize,
-            keep,
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
+}
+
+impl Sum<'_> {
+    fn add(mut self, a: View<'_>, b: View<'_>) {
+        let ([m, k], [also_k, n]) = (a.shape, b.shape);
+        let stride = self.stride;
+        assert_eq!(k, also_k, "inner dimensions");
+        if m == 0 || n == 0 {
+            return;
+        }
+        assert!(
+            n <= stride && (m - 1) * stride + n <= self.out.len(),
+            "{m} x {n} values with rows {stride} apart"
         );
+        assert!(a.fits() && b.fits(), "a factor lies in its slice");
+        for start in (0..k.max(1)).step_by(CHUNK) {
+            let depth = start..(start + CHUNK).min(k);
+            let (a, b) = (a.columns(&depth), b.t().columns(&depth).t());
+            if m == 1 || n == 1 || m * n <= FEW || depth.len() <= 2 {
+                self.add_few(a, b);
+            } else {
+                self.add_many(a, b);
+            }
+            self.keep = 1.0;
+        }
+    }
+
+    /// One chunk, value by value.
+    fn add_few(&mut self, a: View<'_>, b: View<'_>) {
+        let (keep, factor) = (self.keep, self.factor);
+        let ([m, k], n) = (a.shape, b.shape[1]);
+        for i in 0..m {
+            for j in 0..n {
+                let sum = (0..k).fold(0.0f32, |sum, t| a.at(i, t).mul_add(b.at(t, j), sum));
+                let out = &mut self.out[i * self.stride + j];
+                *out = if keep == 0.0 { factor * sum } else { factor.mul_add(sum, keep * *out) };
+            }
+        }
+    }
+
+    /// One chunk of a product whose sizes were checked.
+    fn add_many(&mut self, a: View<'_>, b: View<'_>) {
+        let ([m, k], n) = (a.shape, b.shape[1]);
+        // SAFETY: all values of the three matrices lie in their slices, as was just asserted; rows of `out` do not overlap each
+        // other, and `out` is borrowed for this call alone.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                k,
+                self.out.as_mut_ptr(),
+                1,
+                self.stride as isize,
+                self.keep != 0.0,
+                a.values.as_ptr(),
+                a.strides[1] as isize,
+                a.strides[0] as isize,
+                b.values.as_ptr(),
+                b.strides[1] as isize,
+                b.strides[0] as isize,
+                self.keep,
+                self.factor,
+                false,
+                false,
+                false,
+                self.parallelism,
+            );
+        }
     }
 }
 
