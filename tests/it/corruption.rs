@@ -211,7 +211,7 @@ fn damage_is_found_or_harmless_to_structure() {
 
 /// The same at length: `scripts/corrupt.sh`.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: scripts/corrupt.sh"]
 #[allow(clippy::print_stderr, reason = "its result is the numbers")]
 fn much_damage_is_found_or_harmless_to_structure() {
     let times = std::env::var("CORRUPTIONS").map_or(10_000, |n| n.parse().unwrap());
