@@ -35,12 +35,13 @@ for bits in (2, 3, 4, 8):
     VARIANTS[f"gptq {bits}bit act-order"] = {"bits": bits, "desc_act": True, "act_group_aware": False}
     VARIANTS[f"gptq {bits}bit asymmetric"] = {"bits": bits, "sym": False}
     VARIANTS[f"gptq {bits}bit v2"] = {"bits": bits, "sym": False, "format": "gptq_v2"}
-VARIANTS["gptq whole rows"] = {"bits": 4, "group_size": -1}
+VARIANTS["gptq whole rows"] = {"bits": 4, "group_size": -1, "act_group_aware": False}
 VARIANTS["gptq with overrides"] = {
     "bits": 4,
     "dynamic": {r"+:.*\.down_proj.*": {"bits": 8, "group_size": 64}, r"-:.*layers\.0\..*o_proj": {}},
 }
 VARIANTS["awq"] = {"bits": 4, "quant_method": "awq", "format": "gemm"}
+VARIANTS["awq asymmetric"] = {"bits": 4, "quant_method": "awq", "format": "gemm", "sym": False}
 
 
 def one(name, out):

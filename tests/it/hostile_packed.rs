@@ -221,13 +221,23 @@ fn an_awq_directory() {
     for (key, value, code, word) in [
         ("bits", json!(8), 8, "AWQ of 8 bits"),
         ("version", json!("gemv"), 8, "gemv"),
-        ("zero_point", json!(false), 8, "zero points"),
         ("group_size", json!(64), 6, "has the shape"),
     ] {
         let case = case();
         edit_quantization(&case, |q| q[key] = value.clone());
         refused(&case, code, &[word]);
     }
+    // GPTQModel's default: no zero points are asked for, and those of the middle are there.
+    let symmetric = case();
+    edit_quantization(&symmetric, |q| q["zero_point"] = json!(false));
+    run(&["info", "--verify", &text(&symmetric.model())]).success();
+    symmetric.edit_weights(|weights| {
+        let zeros = weights.iter_mut().find(|w| w.name == format!("{LAYER}.qzeros")).unwrap();
+        assert!(zeros.data.iter().all(|byte| *byte == 0x88));
+        zeros.data[0] = 0x87;
+    });
+    let words = [LAYER, "said to be symmetric", "zero points of 7", "`zero_point` to true"];
+    run(&["info", "--verify", &text(&symmetric.model())]).failure(6, &words);
     let case = case();
     case.edit_weights(|weights| {
         let (name, data) = (format!("{LAYER}.g_idx"), vec![0; 4 * 128]);

@@ -60,9 +60,7 @@ pub(crate) fn read(stated: &Stated) -> Result<Scheme> {
     if base.bits != 4 {
         return Err(stated.unsupported(format!("AWQ of {} bits; 4 can be read", base.bits)));
     }
-    if stated.opt_flag(&["zero_point"])? == Some(false) {
-        return Err(stated.unsupported("AWQ without zero points; loaders know none either"));
-    }
+    // Without `zero_point`, as GPTQModel has it by default, the file holds zero points all the same: those of the middle.
     Ok(Scheme {
         method: "awq",
         layout: Box::new(AwqLayout),

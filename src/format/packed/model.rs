@@ -259,7 +259,9 @@ impl PackedModel {
                 "The checkpoint format is probably not {} as the configuration says, but the other of gptq and gptq_v2.",
                 self.scheme.checkpoint_format
             ),
-            false => "If they are right, correct `sym` in the configuration to false.".into(),
+            false => {
+                "If they are right, correct the configuration: `sym` to false, or `zero_point` to true.".into()
+            }
         }))
     }
 }
