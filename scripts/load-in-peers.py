@@ -48,6 +48,10 @@ VARIANTS = {
 }
 VARIANTS["gptq 4bit whole rows"] = ("gptq", "4bit", ["--group-size", "-1"])
 VARIANTS["gptq 4bit with a layer in 16 bits"] = ("gptq", "4bit", ["--skip", r"layers\.0\.mlp"])
+for scope, level in (("block", "2bit"), ("global", "3bit"), ("global", "4bit")):
+    name = f"gptq {level} --tune {scope}"
+    VARIANTS[name] = ("gptq", level, ["--tune", scope, "--tune-steps", "20"])
+VARIANTS["awq 4bit --tune block"] = ("awq", "4bit", ["--tune", "block", "--tune-steps", "20"])
 VARIANTS["awq 4bit"] = ("awq", "4bit", [])
 VARIANTS["awq 4bit --solver gptq"] = ("awq", "4bit", ["--solver", "gptq"])
 VARIANTS["awq 4bit with a layer in 16 bits"] = ("awq", "4bit", ["--skip", r"layers\.0\.mlp"])

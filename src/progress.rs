@@ -29,6 +29,8 @@ pub enum Unit {
     Tokens,
     /// Layers of a model.
     Layers,
+    /// Steps of a descent.
+    Steps,
 }
 
 /// Progress that goes nowhere.

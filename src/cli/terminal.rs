@@ -69,6 +69,7 @@ impl Progress for Terminal {
                 Unit::Weights => "{percent}% of {human_len} weights",
                 Unit::Tokens => "{percent}% of {human_len} tokens",
                 Unit::Layers => "{pos} of {len} layers",
+                Unit::Steps => "{pos} of {len} steps",
             };
             let template = format!("{{prefix}} [{{bar:30}}] {counts}, ETA {{left}} {{wide_msg:.dim}}");
             let style = ProgressStyle::with_template(&template)
@@ -127,6 +128,7 @@ impl Progress for Terminal {
                 Unit::Weights => "weights",
                 Unit::Tokens => "tokens",
                 Unit::Layers => "layers",
+                Unit::Steps => "steps",
             };
             let spent = stage.started.elapsed().as_secs_f64();
             eprintln!("{}: {} {what} in {}", stage.name, stage.total, duration(spent));

@@ -4,26 +4,33 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::grid::Grid;
+use super::lines::{Lines, Series};
 use super::markup::escape;
 use super::{document, figures, positions, table};
+use crate::pipeline::budget::BudgetReport;
 use crate::pipeline::evaluate;
 use crate::pipeline::layerwise::report::{Linear, Report};
+use crate::pipeline::tune::report::{Curve, Point};
 
 /// A column of the table of matrices, and what stands in it.
 pub type Column<'a, H> = (&'a str, &'a dyn Fn(&H) -> String);
 
-/// The page; `how` says how a matrix was quantized. The evaluation is part of it if there was one.
+/// The page; `how` says how a matrix was quantized. The evaluation and what was tried to keep to a limit are part of it if they
+/// are there.
 pub fn page<O, H>(
     report: &Report<O, H>,
     how: Column<'_, H>,
     evaluation: Option<&evaluate::Report>,
+    budget: Option<&BudgetReport>,
 ) -> String {
     let mut html = summary(report);
+    html += &budget.map(stages).unwrap_or_default();
     if let Some(evaluation) = evaluation {
         html += "<h2>What the model has lost</h2>\n";
         html += &table(&figures(&evaluation.evaluation));
         html += &positions(&evaluation.evaluation);
     }
+    html += &tuning(&report.tuning);
     html += "<h2>Error by layer</h2>\n<p class=\"note\">Squared error of each matrix&#39;s outputs over the calibration data, \
              per their energy; of experts the largest. A matrix with a large error in a model that has lost little does \
              not matter much.</p>\n";
@@ -50,6 +57,61 @@ fn summary<O, H>(report: &Report<O, H>) -> String {
         ("Calibration", format!("{}: {} rows of {} tokens", escape(&data.source), data.rows, data.seq_len)),
         ("Time", format!("{:.1} s", report.duration_seconds)),
     ])
+}
+
+/// What each stage on the way to a limit has bought, and what it cost.
+fn stages(budget: &BudgetReport) -> String {
+    let verdict =
+        if budget.met { "The result keeps to it." } else { "No result keeps to it; the best is kept." };
+    let mut html = format!(
+        "<h2>Stages</h2>\n<p class=\"note\">The limit is {}, on {}. {verdict}</p>\n\
+         <table>\n<tr><th></th><th class=\"n\">KL divergence</th><th class=\"n\">less</th><th class=\"n\">perplexity</th>\
+         <th class=\"n\">bytes</th><th class=\"n\">more</th><th class=\"n\">bits per weight</th><th class=\"n\">seconds</th></tr>\n",
+        escape(&budget.limit.to_string()),
+        escape(&budget.attempts[budget.kept].loss.data)
+    );
+    for (place, attempt) in budget.attempts.iter().enumerate() {
+        let kept = if place == budget.kept { " (kept)" } else { "" };
+        let _ = writeln!(
+            html,
+            "<tr><th>{}{kept}</th><td class=\"n\">{:.6} ± {:.6}</td><td class=\"n\">{:+.6}</td><td class=\"n\">{:.4}</td>\
+             <td class=\"n\">{}</td><td class=\"n\">{:+}</td><td class=\"n\">{:.3}</td><td class=\"n\">{:.1}</td></tr>",
+            attempt.stage.title(),
+            attempt.loss.kl_divergence,
+            attempt.loss.kl_divergence_stderr,
+            attempt.kl_divergence_gained,
+            attempt.loss.perplexity,
+            attempt.file_size,
+            attempt.bytes_added,
+            attempt.bits_per_weight,
+            attempt.seconds()
+        );
+    }
+    html + "</table>\n"
+}
+
+/// The loss of everything that was tuned, in two charts: on rows that were learned from, and on those that were held out.
+fn tuning(curves: &[Curve]) -> String {
+    if curves.is_empty() {
+        return String::new();
+    }
+    let chart = |value: &dyn Fn(&Point) -> Option<f64>| {
+        let series = |curve: &Curve| Series {
+            name: curve.name.clone(),
+            points: curve.points.iter().filter_map(|p| Some((p.step as f64, value(p)?))).collect(),
+            heavy: curve.name == "model",
+        };
+        let series = curves.iter().map(series).collect();
+        Lines { x: "step", y: "loss", logarithmic: true, series }.svg()
+    };
+    format!(
+        "<h2>Tuning</h2>\n<p class=\"note\">Of a layer the squared error of its outputs per their energy, of the model the mean \
+         KL divergence. What was best on held-out rows is kept: where the first chart falls and the second does not, the \
+         rows that were learned from were learned by heart.</p>\n<h3>Rows that were learned from</h3>\n{}\
+         <h3>Held-out rows</h3>\n{}",
+        chart(&|point| point.train),
+        chart(&|point| Some(point.held_out))
+    )
 }
 
 /// Layers and the names that are common to them.

@@ -18,4 +18,5 @@ pub mod profile;
 pub mod quality;
 mod quiet;
 pub mod recipe;
+pub mod tune;
 pub mod verify;

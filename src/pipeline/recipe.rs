@@ -9,7 +9,8 @@ use super::checkpoint::{Checkpoint, Settings};
 use super::layerwise::Plan;
 use super::outcome::{Made, Outcome};
 use super::profile::{Choice, Method, Precision};
-use super::{awq, gguf, gptq};
+use super::{awq, gguf, gptq, tune};
+use crate::arch::Model;
 use crate::calib::rows::Rows;
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
@@ -70,6 +71,21 @@ impl Recipe {
             Recipe::Gguf(config) => choice.clone().with_types(whole).apply_types(&mut config.overrides),
         }
         recipe
+    }
+
+    /// The same with the layers tuned that the model has lost most by. None where tuning is not possible, or asked for already.
+    pub(super) fn tuned(&self, model: &Model) -> Option<Recipe> {
+        let mut recipe = self.clone();
+        let options = match &mut recipe {
+            Recipe::Gptq(config) => &mut config.options,
+            Recipe::Awq(config) => &mut config.options,
+            Recipe::Gguf(_) => return None,
+        };
+        if options.tune.is_some() || options.offload || !tune::can_tune(model) {
+            return None;
+        }
+        options.tune = Some(tune::Settings::worst());
+        Some(recipe)
     }
 
     /// The same with the result elsewhere, and another checkpoint or none.

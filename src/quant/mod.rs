@@ -6,6 +6,7 @@ pub mod codes;
 pub mod gptq;
 pub mod gram;
 mod lanes;
+pub mod learned;
 mod scale_search;
 
 pub use codes::{CodesError, Grid, QuantizedLinear};

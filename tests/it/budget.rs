@@ -51,9 +51,14 @@ fn bits_go_where_they_matter_until_the_limit_is_kept() {
     let out = tempfile::tempdir().unwrap();
     let before = plain(&out.path().join("a"));
     let limit = format!("{}", kld(&before, 0) / 3.0);
-    let extra = ["--group-size", "32", "--max-kld", &limit, "--format", "json"];
+    let page = text(&out.path().join("page.html"));
+    let extra = ["--group-size", "32", "--max-kld", &limit, "--format", "json", "--html", &page];
     let report = quantize("gptq", "2bit", &out.path().join("b"), &extra).success().json();
     assert_eq!(stages(&report)[..2], ["plain", "more_bits"]);
+    let page = std::fs::read_to_string(page).unwrap();
+    let rows = stages(&report).len();
+    assert!(page.contains("The result keeps to it.") && page.matches("more bits where").count() == rows - 1);
+    assert_eq!(page.matches(" (kept)</th>").count(), 1, "{page}");
     assert!(!stages(&report).contains(&"island"), "{:?}", stages(&report));
     assert_eq!(kld(&report, 0), kld(&before, 0));
     let last = stages(&report).len() - 1;
@@ -124,7 +129,9 @@ fn other_formats_and_perplexity_have_limits_too() {
     let limit = format!("{}", kld(&plain, 0) * 0.9);
     let extra = ["--group-size", "32", "--max-kld", &limit, "--format", "json"];
     let report = quantize("awq", "4bit", &out.path().join("d"), &extra).success().json();
-    assert_eq!(stages(&report)[..2], ["plain", "island"], "AWQ has one number of bits");
+    let seen = stages(&report);
+    assert_eq!(seen[..2], ["plain", "tuning"], "AWQ has one number of bits: {seen:?}");
+    assert_eq!(*seen.last().unwrap(), "island", "random weights have nothing in common to be learned");
     assert!(!report["metadata"]["left_out"].as_array().unwrap().is_empty());
 }
 
@@ -138,7 +145,8 @@ fn a_dry_run_shows_the_stages_and_their_cost() {
     let found = quantize("gptq", "3bit", out.path(), &["--max-kld", "0.01", "--dry-run", "--format", "json"]);
     let found = found.success().json();
     let stages = found["stages"].as_array().unwrap();
-    assert_eq!(stages.len(), 3);
+    let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
+    assert_eq!(names, ["plain", "more_bits", "tuning", "island"]);
     assert!(
         stages
             .iter()

@@ -104,3 +104,5 @@ mod stop;
 mod support;
 /// What a stranger's files and other programs must not be able to do: docs/threats.md.
 mod threats;
+/// Codes, scales and norms learned by gradients.
+mod tune;

@@ -104,6 +104,20 @@ impl Attention {
         }
     }
 
+    /// The norms of queries and keys.
+    pub(super) fn norms(&self) -> [Option<&Norm>; 2] {
+        [self.query_norm.as_ref(), self.key_norm.as_ref()]
+    }
+
+    /// The norm of a name in GGUF (`attn_q_norm`).
+    pub(super) fn norm_mut(&mut self, stem: &str) -> Option<&mut Norm> {
+        match stem {
+            "attn_q_norm" => self.query_norm.as_mut(),
+            "attn_k_norm" => self.key_norm.as_mut(),
+            _ => None,
+        }
+    }
+
     /// `[tokens, hidden]` in and out; the tokens are those of sequences one after the other.
     pub(super) fn forward(
         &self,
@@ -175,31 +189,37 @@ impl Attention {
 
     /// Sequences of `length` tokens, one after the other: queries, keys and values to `[tokens, heads * head_dim]`.
     fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, length: usize) -> Result<Tensor> {
+        if [query, key, value].into_iter().any(Tensor::track_op) {
+            // The gradient of a part of a tensor has the size of the whole.
+            return self.attend_at_once(query, key, value, length);
+        }
         // One sequence at a time: the scores of all would take much memory.
         let joined = (0..query.dim(0)? / length)
             .map(|i| {
-                let part = |t: &Tensor, heads| {
-                    let part = t.narrow(0, i * length, length)?;
-                    part.reshape((length, heads, self.head_dim))?.transpose(0, 1)?.contiguous()
-                };
-                let (query, key) = (part(query, self.heads)?, part(key, self.kv_heads)?);
-                self.attend_within(&query, &key, &part(value, self.kv_heads)?)
+                let part = |t: &Tensor| t.narrow(0, i * length, length);
+                self.attend_at_once(&part(query)?, &part(key)?, &part(value)?, length)
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&joined, 0)?)
     }
 
-    /// One sequence: `[heads, tokens, head_dim]` of queries and the same of fewer heads of keys and values, to
-    /// `[tokens, heads * head_dim]`.
-    fn attend_within(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
-        let (heads, length, width) = query.dims3()?;
-        let kv_heads = key.dim(0)?;
+    /// The same, with the scores of all in memory.
+    fn attend_at_once(&self, query: &Tensor, key: &Tensor, value: &Tensor, length: usize) -> Result<Tensor> {
+        let (tokens, width) = (query.dim(0)?, self.head_dim);
+        let sequences = tokens / length;
+        let part = |t: &Tensor, heads: usize| {
+            let t = t.reshape((sequences, length, heads, width))?.transpose(1, 2)?.contiguous()?;
+            t.reshape((sequences * heads, length, width))
+        };
+        let (key, value) = (part(key, self.kv_heads)?, part(value, self.kv_heads)?);
         // The queries that share a key are rows of one matrix, so that keys need not be repeated.
-        let rows = heads / kv_heads * length;
-        let query = query.reshape((kv_heads, rows, width))?;
-        let scores = product::of_each(&query, key, true)?.reshape((heads, length, length))?;
-        scores.inplace_op1(&self.softmax)?;
-        let mixed = product::of_each(&scores.reshape((kv_heads, rows, length))?, value, false)?;
-        Ok(mixed.reshape((heads, length, width))?.transpose(0, 1)?.reshape((length, heads * width))?)
+        let rows = self.heads / self.kv_heads * length;
+        let query = part(query, self.heads)?.reshape((sequences * self.kv_heads, rows, width))?;
+        let scores = product::of_each(&query, &key, true)?;
+        let scores = scores.reshape((sequences * self.heads, length, length))?;
+        let weights = self.softmax.forward(scores)?.reshape((sequences * self.kv_heads, rows, length))?;
+        let mixed = product::of_each(&weights, &value, false)?;
+        let mixed = mixed.reshape((sequences, self.heads, length, width))?.transpose(1, 2)?;
+        Ok(mixed.reshape((tokens, self.heads * width))?)
     }
 }

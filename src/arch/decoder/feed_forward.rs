@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape};
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::activations::{Activations, elsewhere};
@@ -90,7 +90,7 @@ impl FeedForward {
     pub(super) fn gated(&self, x: &Activations) -> Result<Activations> {
         match (self.gate.forward(x)?, self.up.forward(x)?) {
             (Activations::Memory(gate), Activations::Memory(up)) => {
-                Ok(Activations::Memory(gate.apply_op2_no_bwd(&up, &Gate(self.activation))?))
+                Ok(Activations::Memory(gate.apply_op2(&up, Gate(self.activation))?))
             }
             (Activations::Device(device, gate), Activations::Device(_, up)) => {
                 let gated = device.gate(self.activation, &gate, &up)?;
@@ -159,6 +159,42 @@ impl CustomOp2 for Gate {
         });
         Ok((CpuStorage::F32(out), a_layout.shape().clone()))
     }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let simd = Simd::best();
+        let (to_a, to_b) = rows::with_slices([a, b, &grad], |[a, b, grad]| {
+            let (mut to_a, mut to_b) = (vec![0.0; a.len()], vec![0.0; a.len()]);
+            let outs = to_a.par_chunks_mut(PIECE).zip(to_b.par_chunks_mut(PIECE));
+            let ins = a.par_chunks(PIECE).zip(b.par_chunks(PIECE)).zip(grad.par_chunks(PIECE));
+            outs.zip(ins).for_each(|((to_a, to_b), ((a, b), grad))| {
+                let each = to_a.iter_mut().zip(to_b).zip(a.iter().zip(b).zip(grad));
+                let gradients =
+                    |(value, slope): (f32, f32), b: f32, grad: f32| (grad * b * slope, grad * value);
+                match self.0 {
+                    Activation::Silu => simd.compile(|| {
+                        each.for_each(|((to_a, to_b), ((a, b), grad))| {
+                            (*to_a, *to_b) = gradients(silu_and_slope(*a), *b, *grad);
+                        });
+                    }),
+                    Activation::GeluTanh => simd.compile(|| {
+                        each.for_each(|((to_a, to_b), ((a, b), grad))| {
+                            (*to_a, *to_b) = gradients(gelu_tanh_and_slope(*a), *b, *grad);
+                        });
+                    }),
+                }
+            });
+            (to_a, to_b)
+        })?;
+        let tensor = |values| Tensor::from_vec(values, a.shape(), a.device());
+        Ok((Some(tensor(to_a)?), Some(tensor(to_b)?)))
+    }
 }
 
 #[inline(always)]
@@ -167,10 +203,25 @@ fn silu(x: f32) -> f32 {
 }
 
 #[inline(always)]
+fn silu_and_slope(x: f32) -> (f32, f32) {
+    let share = 1.0 / (1.0 + exp(-x));
+    (x * share, share * (1.0 + x * (1.0 - share)))
+}
+
+/// The root of 2 / pi, and the share of the cube, in the approximation of GELU.
+const ROOT: f32 = 0.797_884_6;
+const CUBE: f32 = 0.044715;
+
+#[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    /// The root of 2 / pi.
-    const ROOT: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + tanh(ROOT * (x + 0.044715 * x * x * x)))
+    0.5 * x * (1.0 + tanh(ROOT * (x + CUBE * x * x * x)))
+}
+
+#[inline(always)]
+fn gelu_tanh_and_slope(x: f32) -> (f32, f32) {
+    let t = tanh(ROOT * (x + CUBE * x * x * x));
+    let inner = ROOT * (1.0 + 3.0 * CUBE * x * x);
+    (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
 }
 
 #[cfg(test)]

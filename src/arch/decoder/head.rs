@@ -4,7 +4,8 @@ use candle_core::Tensor;
 
 use super::activations::Activations;
 use super::linear::Linear;
-use crate::error::Result;
+use super::product;
+use crate::error::{Error, Kind, Result};
 
 /// The head's rows for some tokens of the vocabulary.
 #[derive(Debug)]
@@ -31,5 +32,22 @@ impl Head {
             *last = logits.dim(1)?;
         }
         Ok(logits.reshape(shape)?)
+    }
+
+    /// From the gradient of logits to that of the normed hidden states: `[tokens, tokens of the vocabulary]` of both in,
+    /// `[tokens, hidden]` out.
+    ///
+    /// # Errors
+    /// `Other` if the matrix is not in float32.
+    pub fn backward(&self, logits: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let weight = self
+            .linear
+            .weight()
+            .ok_or_else(|| Error::new(Kind::Other, "gradients are computed in float32 alone"))?;
+        let grad = match self.soft_cap {
+            Some(cap) => (grad * (1.0 - (logits / cap)?.sqr()?)?)?,
+            None => grad.clone(),
+        };
+        product::times(&grad, weight)
     }
 }

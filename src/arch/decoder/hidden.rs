@@ -255,6 +255,18 @@ impl Hidden {
         panic!("there is no such window");
     }
 
+    /// The states of some windows of one length: `[windows, tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Hidden::window`].
+    ///
+    /// # Panics
+    /// If there is no such window.
+    pub fn windows_of(&self, windows: &[usize]) -> Result<Tensor> {
+        let states = windows.iter().map(|i| self.window(*i)).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::stack(&states, 0)?)
+    }
+
     /// Says what stays on a device from the next step on. What is there already stays until then.
     pub fn reside(&mut self, residency: Residency) {
         self.residency = residency;

@@ -1,8 +1,9 @@
 //! One layer: attention and feed-forward part, with their norms and residual sums.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::activations::Activations;
 use super::attention::Attention;
@@ -78,26 +79,81 @@ impl Layer {
     /// # Errors
     /// `Other` if the layer has no such matrix of this size.
     pub fn replace(&mut self, stem: &str, expert: usize, weights: &[f32]) -> Result<()> {
-        let parts = match (stem.starts_with("attn_"), &mut self.feed_forward) {
-            (true, _) => self.attention.parts(stem),
-            (false, Part::Dense(part)) => part.parts(stem),
-            (false, Part::Experts(part)) => part.parts(stem, expert),
-        };
-        let rows = parts.last().map_or(0, |(_, rows)| rows.end);
+        let rows = self.parts(stem, expert).last().map_or(0, |(_, rows)| rows.end);
         if rows == 0 || !weights.len().is_multiple_of(rows) {
             return Err(Error::new(
                 Kind::Other,
                 format!("the decoder has no matrix {stem} of {} weights", weights.len()),
             ));
         }
-        let width = weights.len() / rows;
-        parts.into_iter().try_for_each(|(linear, rows)| {
-            linear.replace(weights[rows.start * width..rows.end * width].to_vec())
-        })
+        let shape = (rows, weights.len() / rows);
+        self.replace_by(stem, expert, &Tensor::from_slice(weights, shape, &Device::Cpu)?)
+    }
+
+    /// The same with a tensor, `[out, in]`; if it is a variable, [`Layer::forward`] makes gradients for it, as long as the layer
+    /// is computed in memory.
+    ///
+    /// # Errors
+    /// As [`Layer::replace`].
+    pub fn replace_by(&mut self, stem: &str, expert: usize, weights: &Tensor) -> Result<()> {
+        let parts = self.parts(stem, expert);
+        if parts.last().map(|(_, rows)| rows.end) != weights.dims().first().copied() {
+            return Err(Error::new(
+                Kind::Other,
+                format!("the decoder has no matrix {stem} of {:?}", weights.dims()),
+            ));
+        }
+        parts
+            .into_iter()
+            .try_for_each(|(linear, rows)| linear.replace(weights.narrow(0, rows.start, rows.len())?))
+    }
+
+    fn parts(&mut self, stem: &str, expert: usize) -> Vec<(&mut Linear, Range<usize>)> {
+        match (stem.starts_with("attn_"), &mut self.feed_forward) {
+            (true, _) => self.attention.parts(stem),
+            (false, Part::Dense(part)) => part.parts(stem),
+            (false, Part::Experts(part)) => part.parts(stem, expert),
+        }
+    }
+
+    /// Whether gradients flow through all of its operations: not through those of a mixture of experts.
+    pub fn is_differentiable(&self) -> bool {
+        matches!(self.feed_forward, Part::Dense(_))
+    }
+
+    /// Its norms, under their names in GGUF without layer and ending (`attn_norm`).
+    pub fn norms(&self) -> Vec<(&'static str, &Norm)> {
+        let own = [
+            ("attn_norm", Some(&self.attention_norm)),
+            ("post_attention_norm", self.attention_post_norm.as_ref()),
+            ("ffn_norm", Some(&self.feed_forward_norm)),
+            ("post_ffw_norm", self.feed_forward_post_norm.as_ref()),
+        ];
+        let [query, key] = self.attention.norms();
+        let all = own.into_iter().chain([("attn_q_norm", query), ("attn_k_norm", key)]);
+        all.filter_map(|(stem, norm)| Some((stem, norm?))).collect()
+    }
+
+    /// Computes with another norm from now on: that of this name in [`Layer::norms`].
+    ///
+    /// # Errors
+    /// `Other` if the layer has no such norm of this size.
+    pub fn replace_norm(&mut self, stem: &str, weight: &Tensor) -> Result<()> {
+        let norm = match stem {
+            "attn_norm" => Some(&mut self.attention_norm),
+            "post_attention_norm" => self.attention_post_norm.as_mut(),
+            "ffn_norm" => Some(&mut self.feed_forward_norm),
+            "post_ffw_norm" => self.feed_forward_post_norm.as_mut(),
+            _ => self.attention.norm_mut(stem),
+        };
+        match norm {
+            Some(norm) => norm.replace(weight),
+            None => Err(Error::new(Kind::Other, format!("the decoder has no norm {stem}"))),
+        }
     }
 
     /// The hidden states after this layer: `[sequences, tokens, hidden]` in and out. `tap` sees what goes into the
-    /// matrices.
+    /// matrices. Gradients flow through it to whatever of `hidden`, matrices and norms is a variable.
     ///
     /// # Errors
     /// `Usage` if the sequences are not those of `context`; else what `tap` returns.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 use super::activations::{Activations, elsewhere};
 use super::bf16::{self, Packed};
@@ -63,24 +63,35 @@ impl Linear {
         Ok(())
     }
 
-    /// Takes other weights, `[out, in]` row-major in float32. The bias stays.
+    /// Takes other weights, `[out, in]` in float32, through which gradients may flow. The bias stays.
     ///
     /// # Errors
-    /// `Other` if there are more or fewer of them.
-    pub(super) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
-        let inner = self.inner()?;
-        let shape = (weights.len() / inner.max(1), inner);
-        if shape.0 != self.outer()? {
+    /// `Other` if they are not of this shape.
+    pub(super) fn replace(&mut self, weights: Tensor) -> Result<()> {
+        let shape = (self.outer()?, self.inner()?);
+        if weights.dims() != [shape.0, shape.1] {
             return Err(Error::new(
                 Kind::Other,
-                format!("{} weights for a matrix of {shape:?}", weights.len()),
+                format!("weights of {:?} for a matrix of {shape:?}", weights.dims()),
             ));
         }
         self.weight = match &self.weight {
-            Weight::Device(device, _) => Weight::Device(device.clone(), device.upload(&weights, inner)?),
-            _ => Weight::F32(Tensor::from_vec(weights, shape, &Device::Cpu)?),
+            Weight::Device(device, _) => {
+                let inner = shape.1;
+                let moved = rows::with_slice(&weights, |values| device.upload(values, inner))??;
+                Weight::Device(device.clone(), moved)
+            }
+            _ => Weight::F32(weights),
         };
         Ok(())
+    }
+
+    /// Its weights, `[out, in]`, if they are float32 in memory.
+    pub(super) fn weight(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::F32(weight) => Some(weight),
+            Weight::Device(..) | Weight::Rounded(_) | Weight::Bf16(_) => None,
+        }
     }
 
     /// Number of outputs.
@@ -101,7 +112,7 @@ impl Linear {
         })
     }
 
-    /// `[tokens, in]` in, `[tokens, out]` out.
+    /// `[tokens, in]` in, `[tokens, out]` out. Gradients flow through matrices in float32.
     ///
     /// # Errors
     /// Those of candle or of the device; `Other` if the inputs are not where the weights are.
@@ -167,6 +178,8 @@ impl CustomOp1 for Round {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

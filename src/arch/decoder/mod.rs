@@ -16,6 +16,8 @@ mod exp;
 mod experts;
 mod feed_forward;
 mod footprint;
+#[cfg(test)]
+mod gradients;
 mod head;
 mod hidden;
 mod layer;
@@ -44,6 +46,7 @@ pub use head::Head;
 pub use hidden::{BATCH_TOKENS, Hidden, Residency, Step};
 pub use layer::Layer;
 pub use linear::Linear;
+pub use norm::Norm;
 use rope::Table;
 use schedule::{LayerKind, RopeKind};
 pub use spill::Spill;
@@ -62,7 +65,7 @@ pub struct Decoder<'a> {
 }
 
 /// What all layers need to know of sequences of one length.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Context {
     sequence: usize,
     rope: Table,
@@ -160,8 +163,15 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// As [`Decoder::layer`].
     pub fn norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        let norm = self.weights.need_norm("output_norm.weight", At::default())?;
-        norm.forward(&Activations::Memory(hidden.clone()))?.tensor()
+        self.output_norm()?.forward(&Activations::Memory(hidden.clone()))?.tensor()
+    }
+
+    /// Loads the norm after the last layer.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`].
+    pub fn output_norm(&self) -> Result<Norm> {
+        self.weights.need_norm("output_norm.weight", At::default())
     }
 
     /// The logits of the last layer's output: `[.., hidden]` in, `[.., vocabulary]` out. The head is read in pieces, so

@@ -8,11 +8,14 @@ use rayon::prelude::*;
 use super::activations::{Activations, elsewhere};
 use super::rows;
 use crate::backend::Accelerator;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+
+/// Rows whose gradients one thread sums up; fixed, so that sums do not depend on the number of threads.
+const PIECE: usize = 64;
 
 /// A norm over each piece of a row that is as long as its weight.
 #[derive(Debug)]
-pub(super) struct Norm {
+pub struct Norm {
     /// `[width]`, with the family's offset added.
     pub(super) weight: Activations,
     pub(super) epsilon: f32,
@@ -29,12 +32,37 @@ impl Norm {
         Ok(())
     }
 
-    /// `[.., a multiple of width]` in and out.
-    pub(super) fn forward(&self, x: &Activations) -> Result<Activations> {
+    /// Its weight, `[width]`, with the family's offset added; a copy if it is on a device.
+    ///
+    /// # Errors
+    /// `Other` if the device fails.
+    pub fn weight(&self) -> Result<Tensor> {
+        Ok(self.weight.tensor()?.flatten_all()?)
+    }
+
+    /// Computes with another weight of the same size from now on, in memory, which may be a variable.
+    ///
+    /// # Errors
+    /// `Other` if it has another size, or if the norm is on a device, where no gradients are.
+    pub fn replace(&mut self, weight: &Tensor) -> Result<()> {
+        let Activations::Memory(own) = &self.weight else { return Err(elsewhere()) };
+        if weight.dims() != own.dims() {
+            let message = format!("{:?} weights for a norm of {:?}", weight.dims(), own.dims());
+            return Err(Error::new(Kind::Other, message));
+        }
+        self.weight = Activations::Memory(weight.clone());
+        Ok(())
+    }
+
+    /// `[.., a multiple of width]` in and out. Gradients flow through it in memory.
+    ///
+    /// # Errors
+    /// Those of candle or of the device; `Other` if the inputs are not where the weight is.
+    pub fn forward(&self, x: &Activations) -> Result<Activations> {
         let epsilon = self.epsilon;
         match (x, &self.weight) {
             (Activations::Memory(x), Activations::Memory(weight)) => {
-                let x = x.contiguous()?.apply_op2_no_bwd(weight, &RootMeanSquare { epsilon })?;
+                let x = x.contiguous()?.apply_op2(weight, RootMeanSquare { epsilon })?;
                 Ok(Activations::Memory(x))
             }
             (Activations::Device(device, x), Activations::Device(_, weight)) => {
@@ -68,12 +96,65 @@ impl CustomOp2 for RootMeanSquare {
         }
         let mut out = vec![0.0; x.len()];
         out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).for_each(|(out, x)| {
-            let factor = (sum_of_squares(x) / width as f32 + self.epsilon).sqrt().recip();
+            let factor = self.factor(x);
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                 *out = x * factor * weight;
             }
         });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+
+    /// With `f` the reciprocal of a row's root mean square, `y = x f w` has the gradients `f (w g - x f^2 mean(x w g))` for the
+    /// row and `sum(x f g)` for the weight.
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let width = weight.elem_count();
+        let grad = grad.contiguous()?;
+        let (mut to_x, mut to_weight) = (vec![0.0; x.elem_count()], vec![0.0; width]);
+        rows::with_slices([x, weight, &grad], |[x, weight, grad]| {
+            let piece = PIECE * width;
+            let pieces = to_x.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(grad.par_chunks(piece));
+            let sums: Vec<Vec<f32>> = pieces
+                .map(|((out, x), grad)| {
+                    let mut sums = vec![0.0; width];
+                    let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for ((out, x), grad) in rows.zip(grad.chunks_exact(width)) {
+                        self.row_gradients([x, weight, grad], out, &mut sums);
+                    }
+                    sums
+                })
+                .collect();
+            for sums in sums {
+                to_weight.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            }
+        })?;
+        let to_x = Tensor::from_vec(to_x, x.shape(), x.device())?;
+        Ok((Some(to_x), Some(Tensor::from_vec(to_weight, width, x.device())?)))
+    }
+}
+
+impl RootMeanSquare {
+    /// The reciprocal of the root mean square.
+    fn factor(&self, x: &[f32]) -> f32 {
+        (sum_of_squares(x) / x.len() as f32 + self.epsilon).sqrt().recip()
+    }
+
+    /// The gradients of one row; those for the weight are added to `sums`.
+    fn row_gradients(&self, [x, weight, grad]: [&[f32]; 3], out: &mut [f32], sums: &mut [f32]) {
+        let factor = self.factor(x);
+        for (((out, sum), (x, weight)), grad) in
+            out.iter_mut().zip(sums.iter_mut()).zip(x.iter().zip(weight)).zip(grad)
+        {
+            *out = weight * grad;
+            *sum += x * factor * grad;
+        }
+        let pull = x.iter().zip(&*out).map(|(x, g)| x * g).sum::<f32>() / x.len() as f32 * factor * factor;
+        out.iter_mut().zip(x).for_each(|(out, x)| *out = factor * (*out - x * pull));
     }
 }
 

@@ -1,8 +1,9 @@
 //! Rotary position embedding: frequencies as `modeling_rope_utils.py` of transformers computes them, and the rotation.
 
 use std::f32::consts::TAU;
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::activations::Activations;
@@ -12,13 +13,13 @@ use crate::backend::Angles;
 use crate::error::Result;
 
 /// Cosine and sine of every position's angles.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Table {
     /// Angles per position: half of the rotated dimensions.
     half: usize,
     /// `[positions, half]`.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    cos: Arc<[f32]>,
+    sin: Arc<[f32]>,
 }
 
 /// The rope of layers with a sliding window: unscaled, where they have a base of their own.
@@ -42,11 +43,16 @@ impl Table {
         }
     }
 
-    /// Rotates heads of `head_dim` values in `x` (`[tokens, heads * head_dim]`, of sequences one after the other).
+    /// Rotates heads of `head_dim` values in `x` (`[tokens, heads * head_dim]`, of sequences one after the other): in place,
+    /// unless gradients are to flow through it.
     pub(super) fn rotate(&self, x: Activations, head_dim: usize) -> Result<Activations> {
         match x {
             Activations::Memory(x) => {
-                x.inplace_op1(&Rotation { table: self, head_dim })?;
+                let rotation = Rotation { table: self.clone(), head_dim, back: false };
+                if x.track_op() {
+                    return Ok(Activations::Memory(x.contiguous()?.apply_op1(rotation)?));
+                }
+                x.inplace_op1(&rotation)?;
                 Ok(Activations::Memory(x))
             }
             Activations::Device(device, x) => {
@@ -119,30 +125,29 @@ fn frequencies(rope: &Rope, dims: usize, context: Option<usize>, sequence: usize
 }
 
 /// `apply_rotary_pos_emb`: the first half of the rotated dimensions pairs with the second, the rest stays.
-struct Rotation<'a> {
-    table: &'a Table,
+struct Rotation {
+    table: Table,
     head_dim: usize,
+    /// By the negative angles, which is the gradient's way.
+    back: bool,
 }
 
-impl InplaceOp1 for Rotation<'_> {
-    fn name(&self) -> &'static str {
-        "rotation"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+impl Rotation {
+    fn rotate(&self, values: &mut [f32], layout: &Layout) -> candle_core::Result<()> {
         let (_, columns) = layout.shape().dims2()?;
-        let Table { half, cos, sin } = self.table;
+        let Table { half, cos, sin } = &self.table;
         let width = self.head_dim;
         if columns == 0 || *half == 0 || 2 * half > width || !columns.is_multiple_of(width) {
             candle_core::bail!("heads of {width} in rows of {columns} cannot be rotated by {half} angles");
         }
-        let values = rows::slice_mut(storage, layout)?;
+        let sign = if self.back { -1.0 } else { 1.0 };
         values.par_chunks_exact_mut(columns).enumerate().for_each(|(token, heads)| {
             let at = token % (cos.len() / half) * half;
             let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
             for head in heads.chunks_exact_mut(width) {
                 let (first, second) = head[..2 * half].split_at_mut(*half);
                 for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    let sin = sign * sin;
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
@@ -151,9 +156,36 @@ impl InplaceOp1 for Rotation<'_> {
     }
 }
 
+impl InplaceOp1 for Rotation {
+    fn name(&self) -> &'static str {
+        "rotation"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        self.rotate(rows::slice_mut(storage, layout)?, layout)
+    }
+}
+
+impl CustomOp1 for Rotation {
+    fn name(&self) -> &'static str {
+        "rotation"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let mut out = rows::slice(x, layout)?.to_vec();
+        self.rotate(&mut out, layout)?;
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let back = Rotation { table: self.table.clone(), head_dim: self.head_dim, back: !self.back };
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&back)?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     use super::*;
 
@@ -245,7 +277,7 @@ mod tests {
 
     #[test]
     fn halves_are_paired_and_the_rest_of_a_head_stays() {
-        let table = Table { half: 1, cos: vec![1.0, 0.0], sin: vec![0.0, 1.0] };
+        let table = Table { half: 1, cos: [1.0, 0.0].into(), sin: [0.0, 1.0].into() };
         // Two sequences of two tokens with one head of three dimensions.
         let x = Tensor::new(&[[1.0f32, 2.0, 3.0]; 4], &Device::Cpu).unwrap();
         let x = table.rotate(Activations::Memory(x), 3).unwrap().tensor().unwrap();

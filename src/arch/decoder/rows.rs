@@ -22,7 +22,19 @@ pub(super) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Res
 
 /// Calls `each` with the values of a tensor.
 pub(super) fn with_slice<T>(tensor: &Tensor, each: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { bail!("the decoder computes on the processor") };
-    Ok(each(slice(storage, layout)?))
+    with_slices([tensor], |[values]| each(values))
+}
+
+/// Calls `each` with the values of several tensors.
+pub(super) fn with_slices<T, const N: usize>(
+    tensors: [&Tensor; N],
+    each: impl FnOnce([&[f32]; N]) -> T,
+) -> Result<T> {
+    let locked = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [[].as_slice(); N];
+    for (values, (storage, layout)) in slices.iter_mut().zip(&locked) {
+        let Storage::Cpu(storage) = &**storage else { bail!("the decoder computes on the processor") };
+        *values = slice(storage, layout)?;
+    }
+    Ok(each(slices))
 }

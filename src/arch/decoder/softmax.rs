@@ -1,10 +1,11 @@
 //! From products of queries and keys to weights: scale, soft cap, mask and softmax in one pass.
 
-use candle_core::{CpuStorage, InplaceOp1, Layout};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::exp::{exp, tanh};
 use super::rows;
+use crate::error::Result;
 use crate::format::gguf::blocks::Simd;
 
 /// Softmax over the keys that a query may see. `[.., queries, keys]`, with as many queries as keys.
@@ -65,35 +66,101 @@ fn sum(values: &[f32]) -> f32 {
     side.iter().chain(rest).sum()
 }
 
+impl CausalSoftmax {
+    /// The weights of all scores: in place, unless gradients are to flow through them.
+    pub(super) fn forward(&self, scores: Tensor) -> Result<Tensor> {
+        if scores.track_op() {
+            return Ok(scores.contiguous()?.apply_op1(*self)?);
+        }
+        scores.inplace_op1(self)?;
+        Ok(scores)
+    }
+
+    fn all_rows(&self, scores: &mut [f32], layout: &Layout) -> candle_core::Result<()> {
+        let [.., queries, keys] = *layout.dims() else { candle_core::bail!("scores are matrices") };
+        if queries != keys || keys == 0 {
+            candle_core::bail!("{queries} queries cannot attend causally to {keys} keys");
+        }
+        let simd = Simd::best();
+        scores
+            .par_chunks_exact_mut(keys)
+            .enumerate()
+            .for_each(|(row, scores)| simd.compile(|| self.row(row % queries, scores)));
+        Ok(())
+    }
+
+    /// From the gradient of a row of weights to that of its scores. What is masked has weight 0, and so has its gradient.
+    #[inline(always)]
+    fn row_gradient(&self, scores: &[f32], weights: &[f32], grad: &mut [f32]) {
+        let mut sums = [0.0; SIDE];
+        let (chunks, rest) = weights.as_chunks::<SIDE>();
+        for (chunk, grad) in chunks.iter().zip(grad.chunks_exact(SIDE)) {
+            for ((sum, weight), grad) in sums.iter_mut().zip(chunk).zip(grad) {
+                *sum += weight * grad;
+            }
+        }
+        let done = weights.len() - rest.len();
+        let mean = sums.iter().sum::<f32>() + rest.iter().zip(&grad[done..]).map(|(w, g)| w * g).sum::<f32>();
+        for (grad, weight) in grad.iter_mut().zip(weights) {
+            *grad = weight * (*grad - mean) * self.scale;
+        }
+        if let Some(cap) = self.soft_cap {
+            for ((grad, score), weight) in grad.iter_mut().zip(scores).zip(weights) {
+                // Masked scores may be anything.
+                let slope = tanh(*score * self.scale / cap);
+                *grad = if *weight > 0.0 { *grad * (1.0 - slope * slope) } else { 0.0 };
+            }
+        }
+    }
+}
+
 impl InplaceOp1 for CausalSoftmax {
     fn name(&self) -> &'static str {
         "causal-softmax"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let [.., queries, keys] = *layout.dims() else { candle_core::bail!("scores are matrices") };
-        if queries != keys || keys == 0 {
-            candle_core::bail!("{queries} queries cannot attend causally to {keys} keys");
-        }
+        self.all_rows(rows::slice_mut(storage, layout)?, layout)
+    }
+}
+
+impl CustomOp1 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        "causal-softmax"
+    }
+
+    fn cpu_fwd(&self, scores: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let mut weights = rows::slice(scores, layout)?.to_vec();
+        self.all_rows(&mut weights, layout)?;
+        Ok((CpuStorage::F32(weights), layout.shape().clone()))
+    }
+
+    fn bwd(&self, scores: &Tensor, weights: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let keys = *scores.dims().last().unwrap_or(&1);
+        let grad = grad.contiguous()?;
         let simd = Simd::best();
-        rows::slice_mut(storage, layout)?
-            .par_chunks_exact_mut(keys)
-            .enumerate()
-            .for_each(|(row, scores)| simd.compile(|| self.row(row % queries, scores)));
-        Ok(())
+        let out = rows::with_slices([scores, weights, &grad], |[scores, weights, grad]| {
+            let mut out = grad.to_vec();
+            out.par_chunks_exact_mut(keys)
+                .zip(scores.par_chunks_exact(keys).zip(weights.par_chunks_exact(keys)))
+                .for_each(|(out, (scores, weights))| {
+                    simd.compile(|| self.row_gradient(scores, weights, out));
+                });
+            out
+        })?;
+        Ok(Some(Tensor::from_vec(out, scores.shape(), scores.device())?))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     use super::*;
 
     fn weights(softmax: CausalSoftmax, scores: [[f32; 4]; 4]) -> Vec<Vec<f32>> {
         let scores = Tensor::new(&scores, &Device::Cpu).unwrap();
-        scores.inplace_op1(&softmax).unwrap();
-        scores.to_vec2().unwrap()
+        softmax.forward(scores).unwrap().to_vec2().unwrap()
     }
 
     #[test]

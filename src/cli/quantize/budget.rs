@@ -143,7 +143,7 @@ fn tokens(data: &DataArgs) -> Tokens {
     let rows = data.calibration_samples.unwrap_or(DEFAULT_ROWS);
     let length = data.seq_len.unwrap_or(DEFAULT_SEQ_LEN);
     let held_out = held_out_of(rows) / 2;
-    Tokens { calibration: rows * length, held_out: held_out * length, judged: held_out * length }
+    Tokens { calibration: rows * length, row: length, held_out: held_out * length, judged: held_out * length }
 }
 
 fn describe(found: &Forecast, limit: Option<Limit>) -> String {

@@ -113,12 +113,16 @@ impl<'a> Finish<'a> {
     ) -> Result<()> {
         let evaluation = self.evaluate(&report.output_path, budget)?;
         if let Some(page) = self.page {
-            page.write(&quantized::page(report, how, evaluation.as_ref()))?;
+            page.write(&quantized::page(report, how, evaluation.as_ref(), budget))?;
         }
         let found = evaluation.as_ref().and_then(Evaluated::of);
-        if report.format == "gptq" && report.metadata.bits <= WARNED_BITS {
+        if report.format == "gptq" && report.metadata.bits <= WARNED_BITS && report.tuning.is_empty() {
             let kept = budget.map(|budget| &budget.attempts[budget.kept].loss);
-            self.terminal.warn(&few_bits(report.metadata.bits, found.as_ref().or(kept)));
+            let tune = format!(
+                "llm-quantize quantize {} {} -q {} --tune global",
+                self.common.model, report.format, report.quantization_level
+            );
+            self.terminal.warn(&few_bits(report.metadata.bits, found.as_ref().or(kept), &tune));
         }
         let output = self.output;
         let human = || describe_report(report, output.is_verbose(), how);
@@ -155,15 +159,15 @@ impl<'a> Finish<'a> {
     }
 }
 
-/// What fewer bits than usual cost.
-fn few_bits(bits: u32, found: Option<&Evaluated>) -> String {
+/// What fewer bits than usual cost as long as each matrix is only made to keep its own outputs, and what makes it less.
+fn few_bits(bits: u32, found: Option<&Evaluated>, tune: &str) -> String {
     let measured = match found {
         Some(found) => format!("a KL divergence of {:.4} nats on {}", found.kl_divergence, found.data),
         None => "much of the model, as --evaluate would show".into(),
     };
     format!(
-        "quantization to {bits} bits costs {measured}. --target-bpw spends the same bits where they matter most, --max-kld X goes \
-         on until no more is lost than X"
+        "quantization to {bits} bits costs {measured}. To tune what was found: {tune}. --target-bpw spends the same bits where \
+         they matter most, --max-kld X goes on until no more is lost than X"
     )
 }
 

@@ -1,8 +1,11 @@
 //! What the commands for GPTQ and AWQ share.
 
 use std::fmt::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use clap::ValueEnum;
 
 use super::Common;
 use crate::backend::{self, Backend, Batch};
@@ -18,6 +21,7 @@ use crate::pipeline::convert::Wanted;
 use crate::pipeline::layerwise::report::{Linear, Report, Summary};
 use crate::pipeline::layerwise::{Grids, Options, matrices};
 use crate::pipeline::profile::Profile;
+use crate::pipeline::tune;
 use crate::progress::Progress;
 use crate::quant::Grid;
 use crate::source::SourceModel;
@@ -41,6 +45,27 @@ pub(in crate::cli) struct LayerwiseOptions {
     /// Keep the hidden states of the calibration data on the disk of the checkpoint; implies --low-memory
     #[arg(long)]
     offload: bool,
+    /// Learn codes and scales by gradients once they are there: of each layer against what the original one makes
+    #[arg(long, value_name = "SCOPE", value_enum)]
+    tune: Option<Scope>,
+    /// Steps of tuning [default: 200 for each layer, or 280 for the whole model]
+    #[arg(long, value_name = "N", requires = "tune")]
+    tune_steps: Option<NonZeroUsize>,
+    /// How far codes go at most in a step of tuning, in codes [default: 1 / steps, or 0.02 for the whole model]
+    #[arg(long, value_name = "X", requires = "tune")]
+    tune_rate: Option<f32>,
+    /// What is tuned: all, the matrices whose name matches a regular expression, or (auto, of global tuning) those of the
+    /// layers that the model has lost most by [default: all]
+    #[arg(long, value_name = "all|auto|PATTERN", requires = "tune")]
+    tune_layers: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scope {
+    /// Layer by layer
+    Block,
+    /// All layers at once, against the original model's predictions
+    Global,
 }
 
 impl LayerwiseOptions {
@@ -51,6 +76,7 @@ impl LayerwiseOptions {
             ("--skip", !self.skip.is_empty()),
             ("--low-memory", self.low_memory),
             ("--offload", self.offload),
+            ("--tune", self.tune.is_some()),
         ])
     }
 
@@ -93,7 +119,40 @@ impl LayerwiseOptions {
             ignore_config: Vec::new(),
             threads: 1,
             backend,
+            tune: self.tuning()?,
         })
+    }
+
+    fn tuning(&self) -> Result<Option<tune::Settings>> {
+        let Some(scope) = self.tune else { return Ok(None) };
+        if self.offload {
+            return Err(Error::new(
+                Kind::Usage,
+                "--tune needs the hidden states in memory, without --offload",
+            ));
+        }
+        let layers = match self.tune_layers.as_deref() {
+            None | Some("all") => tune::Layers::All,
+            Some("auto") if scope == Scope::Block => {
+                return Err(Error::new(Kind::Usage, "--tune-layers auto is for --tune global")
+                    .hint("Name the matrices by a regular expression, or tune all."));
+            }
+            Some("auto") => tune::Layers::Auto,
+            Some(pattern) => tune::Layers::Matching(matrices::parse_pattern("--tune-layers", pattern)?),
+        };
+        let rate = self.tune_rate;
+        if let Some(rate) = rate.filter(|rate| !(*rate > 0.0 && *rate <= 1.0)) {
+            return Err(Error::new(Kind::Usage, format!("--tune-rate {rate} is not above 0 and up to 1")));
+        }
+        let steps = |usual| self.tune_steps.map_or(usual, NonZeroUsize::get);
+        Ok(Some(match scope {
+            Scope::Block => {
+                tune::Settings { block_steps: steps(tune::BLOCK_STEPS), whole_steps: 0, rate, layers }
+            }
+            Scope::Global => {
+                tune::Settings { block_steps: 0, whole_steps: steps(tune::WHOLE_STEPS), rate, layers }
+            }
+        }))
     }
 
     /// What codes that are there already would have to be; `other` are options that no such codes can meet.
@@ -103,7 +162,8 @@ impl LayerwiseOptions {
         bits: Option<u32>,
         other: &[(&'static str, bool)],
     ) -> Result<Wanted> {
-        let other = [&[("--skip", !self.skip.is_empty())], other].concat();
+        let own = [("--skip", !self.skip.is_empty()), ("--tune", self.tune.is_some())];
+        let other = [&own[..], other].concat();
         Ok(Wanted {
             bits,
             group_size: self.asked_group_size(sizes)?,
@@ -240,8 +300,17 @@ mod tests {
     #[test]
     fn group_sizes_are_those_of_the_container() {
         let asked = |group_size| {
-            LayerwiseOptions { group_size, skip: vec![], low_memory: false, offload: false }
-                .group_size(&[64, 128, -1])
+            LayerwiseOptions {
+                group_size,
+                skip: vec![],
+                low_memory: false,
+                offload: false,
+                tune: None,
+                tune_steps: None,
+                tune_rate: None,
+                tune_layers: None,
+            }
+            .group_size(&[64, 128, -1])
         };
         assert_eq!(asked(None).unwrap(), 128);
         assert_eq!(asked(Some(64)).unwrap(), 64);

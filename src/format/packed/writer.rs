@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::Layout;
 use super::layers::Layers;
+use super::layout::{Scales, Stored, Words};
 use crate::atomic::AtomicDir;
 use crate::error::{Error, Kind, Result};
 use crate::format::awq::AwqConfig;
@@ -250,6 +251,53 @@ impl PackedWriter {
         Ok(self.specs(name).into_iter().zip(packed).map(|(spec, bytes)| Packed { bytes, ..spec }).collect())
     }
 
+    /// The quantized layer in tensors that [`PackedWriter::pack`] has made.
+    ///
+    /// # Errors
+    /// `Invalid` if they hold what no layer has.
+    ///
+    /// # Panics
+    /// If the layer is not laid out, or its tensors are not all there.
+    pub fn unpack(&self, name: &str, tensors: &[Packed]) -> Result<QuantizedLinear> {
+        let (shape, grid, _) = self.laid_out(name);
+        let find = |suffix: &str| {
+            let is_it = |tensor: &&Packed| {
+                tensor.name.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')) == Some(suffix)
+            };
+            tensors.iter().find(is_it)
+        };
+        let need = |suffix: &str| find(suffix).unwrap_or_else(|| panic!("{name}.{suffix} is packed"));
+        let (scales, g_idx) = (need("scales"), find("g_idx"));
+        let stored = Stored {
+            qweight: need("qweight").words(),
+            qzeros: need("qzeros").words(),
+            scales: Scales { shape: &scales.shape, dtype: FloatType::F16, data: &scales.bytes },
+            // Groups are those of neighbouring inputs unless the container says otherwise.
+            g_idx: g_idx.filter(|_| self.act_order).map(Packed::words),
+        };
+        let found = self.layout.unpack(&stored, shape, grid, 0..shape[0]);
+        found
+            .map_err(|e| Error::new(Kind::Invalid, format!("layer {name} is not what was packed")).because(e))
+    }
+
+    /// Puts another quantized layer into tensors that [`PackedWriter::pack`] has made; a bias stays.
+    ///
+    /// # Errors
+    /// As [`PackedWriter::linear`].
+    ///
+    /// # Panics
+    /// As [`PackedWriter::linear`].
+    pub fn repack(&self, name: &str, linear: &QuantizedLinear, tensors: &mut [Packed]) -> Result<()> {
+        let bias = vec![0.0; linear.out_features()];
+        let (_, _, has_bias) = self.laid_out(name);
+        let codes = self.pack(name, linear, has_bias.then_some(bias.as_slice()))?;
+        for packed in codes.into_iter().filter(|packed| !packed.name.ends_with(".bias")) {
+            let place = tensors.iter_mut().find(|tensor| tensor.name == packed.name);
+            place.unwrap_or_else(|| panic!("{} is packed", packed.name)).bytes = packed.bytes;
+        }
+        Ok(())
+    }
+
     /// What [`PackedWriter::pack`] makes of a layer, without the bytes.
     ///
     /// # Panics
@@ -331,6 +379,11 @@ pub struct Packed {
 }
 
 impl Packed {
+    /// A tensor of 32-bit words.
+    fn words(&self) -> Words<'_> {
+        Words { shape: &self.shape, data: self.bytes.as_chunks().0 }
+    }
+
     /// Bytes of all elements, whether they are there or not.
     pub fn size(&self) -> u64 {
         (self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8) as u64

@@ -18,6 +18,7 @@ use crate::pipeline::model::OpenModel;
 use crate::pipeline::profile::{Method, UnitProfile, options_of, sizes};
 use crate::pipeline::quiet::Quiet;
 use crate::pipeline::recipe::Recipe;
+use crate::pipeline::tune;
 use crate::progress::Progress;
 
 /// Passes over the Hessian that a weight takes in GPTQ: the solver and its sweeps.
@@ -53,6 +54,8 @@ pub struct Forecast {
 pub struct Tokens {
     /// To calibrate with.
     pub calibration: usize,
+    /// Of each of its rows.
+    pub row: usize,
     /// To find sensitivities on.
     pub held_out: usize,
     /// To measure results on.
@@ -107,6 +110,12 @@ pub fn forecast(config: &Config<'_>, tokens: Tokens, progress: &dyn Progress) ->
         let sizes = [plain.min(others + least), plain.max(others + most)];
         stages.push(stage(Stage::MoreBits, sizes, after + MORE_BITS as f64 * result));
     }
+    let enough = tokens.calibration >= tune::HELD_OUT * tokens.row;
+    if enough && config.recipe.tuned(&opened.model).is_some() {
+        let most = if has_more { plain.max(others + most) } else { plain };
+        let first = if has_more { 0.0 } else { after };
+        stages.push(stage(Stage::Tuning, [plain, most], first + result + work.tune(tokens)));
+    }
     let (first, largest) = if has_more { (0.0, plain.max(others + most)) } else { (after, plain) };
     stages.push(stage(Stage::Island, [plain, island(largest)], first + ISLANDS as f64 * result));
     Ok(Forecast { operations_per_second, trials, stages })
@@ -150,6 +159,13 @@ impl Operations<'_> {
             Method::Gguf { .. } => 0.0,
             _ => calibration * (self.model() + self.grams()) + self.solve(),
         }
+    }
+
+    /// Tuning of all layers: the way forward, and back with each layer computed again; the head for both models, and back.
+    fn tune(&self, tokens: Tokens) -> f64 {
+        let learned = (tune::WHOLE_STEPS * tune::ROWS * tokens.row) as f64;
+        let looks = (tune::WHOLE_STEPS / tune::WHOLE_LOOK * (tokens.calibration / tune::HELD_OUT)) as f64;
+        learned * (4.0 * self.model() + 3.0 * self.head) + looks * (self.model() + 2.0 * self.head)
     }
 
     /// Finding sensitivities: a trial costs half of the layers on average.

@@ -11,6 +11,7 @@ use crate::pipeline::model::OpenModel;
 use crate::pipeline::profile::{Front, Item, Precision, Sensitivities, options_of};
 use crate::pipeline::quiet::Quiet;
 use crate::pipeline::recipe::Finished;
+use crate::pipeline::tune;
 
 /// How much of the limit is aimed at: losses of units do not quite add up.
 const MARGIN: f64 = 0.97;
@@ -37,9 +38,10 @@ pub(super) struct Search<'a> {
     at_highest: bool,
 }
 
-/// Where the search is: what units have, and how much of the limit each expected nat takes.
+/// Where the search is: what units have, whether layers are tuned, and how much of the limit each expected nat takes.
 struct State {
     options: Vec<usize>,
+    tuned: bool,
     used_per_nat: f64,
 }
 
@@ -94,8 +96,11 @@ impl<'a> Search<'a> {
         };
         let seconds = started.elapsed().as_secs_f64();
         let options = options_of(&found.units, precisions);
-        let mut state = State { used_per_nat: self.used_per_nat(found.loss(&options)), options };
-        let _ = self.more_bits(&found, &mut state, seconds)? || self.island(&found, &mut state)?;
+        let mut state =
+            State { used_per_nat: self.used_per_nat(found.loss(&options)), options, tuned: false };
+        let _ = self.more_bits(&found, &mut state, seconds)?
+            || self.tuning(&found, &mut state)?
+            || self.island(&found, &mut state)?;
         Ok(())
     }
 
@@ -116,6 +121,23 @@ impl<'a> Search<'a> {
             }
         }
         Ok(false)
+    }
+
+    /// Gradients for the layers that the model has lost most by. Whether the limit is kept then; if tuning has lowered the loss,
+    /// what follows is tuned too.
+    fn tuning(&mut self, found: &Sensitivities, state: &mut State) -> Result<bool> {
+        let rows = self.work.data()?.rows.rows.len();
+        if rows < tune::HELD_OUT || self.work.config.recipe.tuned(&self.work.opened.model).is_none() {
+            return Ok(false);
+        }
+        let before = state.used_per_nat;
+        state.tuned = true;
+        let met = self.try_options(Stage::Tuning, found, state, 0.0)?;
+        if state.used_per_nat >= before {
+            *state =
+                State { options: std::mem::take(&mut state.options), tuned: false, used_per_nat: before };
+        }
+        Ok(met)
     }
 
     /// 16 bits for the units that still lose most.
@@ -167,6 +189,8 @@ impl<'a> Search<'a> {
         self.work.progress.info(&format!("Over the limit. Next: {}", stage.title()));
         let choice = found.choice(&state.options);
         let recipe = self.work.config.recipe.with(&choice, whole_type(self.work.opened));
+        let tuned = state.tuned.then(|| recipe.tuned(&self.work.opened.model)).flatten();
+        let recipe = tuned.unwrap_or(recipe);
         // Only plain quantization keeps a checkpoint, so that this makes a result and finds none.
         let Ok(made) = self.work.make(&recipe, false)? else { return Ok(false) };
         let met = self.attempt(stage, made, profile_seconds, expected)?;

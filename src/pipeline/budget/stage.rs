@@ -13,6 +13,8 @@ pub enum Stage {
     Plain,
     /// More bits for the units that lose most by having few.
     MoreBits,
+    /// Codes, scales and norms learned by gradients, in the layers that the model has lost most by.
+    Tuning,
     /// Some units in 16 bits.
     Island,
 }
@@ -23,6 +25,7 @@ impl Stage {
         match self {
             Stage::Plain => "plain quantization",
             Stage::MoreBits => "more bits where they matter",
+            Stage::Tuning => "tuning of the worst layers",
             Stage::Island => "units in 16 bits",
         }
     }

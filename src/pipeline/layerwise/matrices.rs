@@ -122,10 +122,15 @@ pub(in crate::pipeline) fn step_of(input: Input) -> Option<Step> {
 /// # Errors
 /// `Usage` for what is not a regular expression.
 pub fn parse_skips(patterns: &[String]) -> Result<Vec<Regex>> {
-    let parse = |pattern: &String| {
-        Regex::new(pattern).map_err(|e| {
-            Error::new(Kind::Usage, format!("--skip: '{pattern}' is not a regular expression")).because(e)
-        })
-    };
-    patterns.iter().map(parse).collect()
+    patterns.iter().map(|pattern| parse_pattern("--skip", pattern)).collect()
+}
+
+/// A pattern of linear layers, given with `option`.
+///
+/// # Errors
+/// `Usage` for what is not a regular expression.
+pub fn parse_pattern(option: &str, pattern: &str) -> Result<Regex> {
+    Regex::new(pattern).map_err(|e| {
+        Error::new(Kind::Usage, format!("{option}: '{pattern}' is not a regular expression")).because(e)
+    })
 }

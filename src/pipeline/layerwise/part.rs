@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::report::Linear;
 use crate::error::{Error, Kind, Result};
 use crate::format::packed::Packed;
+use crate::pipeline::tune::report::Curve;
 use crate::source::folded::Moved;
 
 /// The key of the file's metadata that holds what has no shape.
@@ -25,11 +26,13 @@ pub struct Part<H> {
     pub tensors: Vec<Packed>,
     /// What was moved between its tensors.
     pub moved: Moved,
+    /// How the layer was tuned, if it was.
+    pub curve: Option<Curve>,
 }
 
 impl<H> Default for Part<H> {
     fn default() -> Part<H> {
-        Part { linears: Vec::new(), tensors: Vec::new(), moved: Moved::default() }
+        Part { linears: Vec::new(), tensors: Vec::new(), moved: Moved::default(), curve: None }
     }
 }
 
@@ -42,6 +45,8 @@ struct Facts<L> {
     errors: Vec<f64>,
     /// Of tensors whose rows are divided, the first.
     first_rows: BTreeMap<String, usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    curve: Option<Curve>,
 }
 
 /// What factors were moved for, before the name of the tensor.
@@ -88,7 +93,7 @@ impl<H: Serialize + DeserializeOwned> Part<H> {
         }
         let first_rows = self.moved.rows.iter().map(|(name, (first, _))| (name.clone(), *first)).collect();
         let errors = self.linears.iter().map(|linear| linear.error).collect();
-        let facts = Facts { linears: &self.linears, errors, first_rows };
+        let facts = Facts { linears: &self.linears, errors, first_rows, curve: self.curve.clone() };
         let facts = serde_json::to_string(&facts).expect("a report is plain data");
         let header = Metadata::new(Some(HashMap::from([(FACTS.to_owned(), facts)])), infos)
             .expect("tensors follow each other");
@@ -150,7 +155,7 @@ impl<H: Serialize + DeserializeOwned> Part<H> {
                 return Err(unusable(&format!("holds {name}, which is not its own")));
             }
         }
-        Ok(Part { linears: facts.linears, tensors, moved })
+        Ok(Part { linears: facts.linears, tensors, moved, curve: facts.curve })
     }
 }
 
@@ -178,6 +183,7 @@ impl Encoded<'_> {
 mod tests {
     use super::*;
     use crate::pipeline::gptq::report::How;
+    use crate::pipeline::tune::report::Point;
 
     fn spec(name: &str, dtype: Dtype, shape: &[usize]) -> Packed {
         Packed { name: name.into(), dtype, shape: shape.to_vec(), bytes: Vec::new() }
@@ -194,6 +200,14 @@ mod tests {
         Linear { error: 0.1 + 0.2, ..linear }
     }
 
+    fn curve() -> Curve {
+        let points = vec![
+            Point { step: 0, train: None, held_out: 0.1 },
+            Point { step: 5, train: Some(0.3), held_out: 0.2 },
+        ];
+        Curve { name: "layer 1".into(), points, kept: 0, rolled_back: 1, seconds: 2.5 }
+    }
+
     fn part() -> Part<How> {
         let mut tensors = specs();
         tensors[0].bytes = (0..8).collect();
@@ -202,7 +216,7 @@ mod tests {
         moved.replaced.insert("norm".into(), vec![0.1, -2.5]);
         moved.columns.insert("b".into(), vec![f32::MIN_POSITIVE]);
         moved.rows.insert("b".into(), (3, vec![1.0, 3.0]));
-        Part { linears: vec![linear()], tensors, moved }
+        Part { linears: vec![linear()], tensors, moved, curve: Some(curve()) }
     }
 
     fn bytes(part: &Part<How>) -> Vec<u8> {
@@ -218,7 +232,7 @@ mod tests {
         let part = part();
         let read = Part::<How>::decode(&bytes(&part), specs()).unwrap();
         assert_eq!((&read.tensors, &read.moved), (&part.tensors, &part.moved));
-        let text = |part: &Part<How>| format!("{:?}", part.linears);
+        let text = |part: &Part<How>| format!("{:?} {:?}", part.linears, part.curve);
         assert_eq!(text(&read), text(&part));
         let empty = Part::<How>::default();
         assert!(Part::<How>::decode(&bytes(&empty), vec![]).unwrap().tensors.is_empty());

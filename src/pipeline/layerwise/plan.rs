@@ -22,6 +22,7 @@ use crate::pipeline::checkpoint::{Checkpoint, Identity, Settings};
 use crate::pipeline::memory::Budget;
 use crate::pipeline::model::{OpenModel, Origin};
 use crate::pipeline::outcome::{Made, Outcome, Unnamed};
+use crate::pipeline::tune;
 use crate::progress::Progress;
 use crate::source::dense::Dense;
 use crate::source::folded::Folded;
@@ -53,6 +54,8 @@ pub struct Options {
     pub threads: usize,
     /// What quantizes the matrices.
     pub backend: Arc<dyn Backend>,
+    /// How the quantized matrices are tuned, if they are.
+    pub tune: Option<tune::Settings>,
 }
 
 /// A model, understood, and what is to become of each of its tensors.
@@ -108,6 +111,9 @@ impl Plan {
                 first.name,
                 first.reason
             ));
+        }
+        if let Some(tune) = &options.tune {
+            tune.check_model(&model)?;
         }
         let entries = entries(&model, &*tensors, &matrices, &left_out, &options.grids);
         Ok(Plan {
@@ -176,15 +182,19 @@ impl Plan {
 
     /// What decides the result whatever the method.
     pub(in crate::pipeline) fn identity(&self) -> Identity {
-        let Options { grids, skip, checkpoint, backend, .. } = &self.options;
-        Identity::new(&checkpoint.command)
+        let Options { grids, skip, checkpoint, backend, tune, .. } = &self.options;
+        let identity = Identity::new(&checkpoint.command)
             .with("bits", grids.base.bits)
             .with("group-size", i64::try_from(grids.base.group_size).unwrap_or(-1))
             .with("symmetric", grids.base.symmetric)
             .with("grids", grids.identity())
             .with("skip", json!(skip.iter().map(Regex::as_str).collect::<Vec<_>>()))
             // Sums of other devices differ in their last bits.
-            .with("device", backend.name())
+            .with("device", backend.name());
+        match tune {
+            Some(tune) => tune.identify(identity),
+            None => identity,
+        }
     }
 
     /// Takes `rows` through the model, has `method` quantize its matrices on the way, on the worker threads, and writes
@@ -207,6 +217,9 @@ impl Plan {
             .map_err(|e| Error::new(Kind::Resources, "cannot start worker threads").because(e))?;
         pool.install(|| {
             let started = Instant::now();
+            if let Some(tune) = &self.options.tune {
+                tune.check_rows(rows.rows.len())?;
+            }
             let frugal = self.frugality(rows, watch.progress)?;
             let identity = identity.with_model(&self.model, &*self.tensors)?.with_tokens(&rows.rows);
             let layers = self.matrices.len();
@@ -215,7 +228,10 @@ impl Plan {
                 Some(made) if made.has_made() => return Ok(Outcome::Finished(Box::new(made))),
                 other => other,
             };
-            let mut results = Results::restore(self.begin()?, checkpoint, &self.matrices, &*self.tensors)?;
+            let whole = self.options.tune.as_ref().filter(|settings| settings.whole_steps > 0);
+            let (writer, matrices) = (self.begin()?, &self.matrices);
+            let mut results =
+                Results::restore(writer, checkpoint, matrices, &*self.tensors, whole.is_some())?;
             let offload = frugal.offload.then(|| self.disk(results.checkpoint_dir()));
             let walk = Walk {
                 model: &self.model,
@@ -223,12 +239,17 @@ impl Plan {
                 matrices: &self.matrices,
                 keep: !frugal.low_memory,
                 backend: &*self.options.backend,
+                tune: self.options.tune.as_ref(),
                 watch,
             };
             let mut method = method(walk);
             let mut times = Times::default();
             let mut work = || {
                 walk.go(&rows.rows, offload.as_deref(), &mut method, &mut results)?;
+                if let Some(settings) = whole {
+                    walk.tune_whole(settings, &rows.rows, &mut results)?;
+                    results.write_deferred()?;
+                }
                 share_errors(results.linears());
                 let folded = Folded::with(&*self.tensors, results.take_moved());
                 self.copy(&folded, results.writer(), watch)?;
@@ -240,11 +261,12 @@ impl Plan {
                 Ok(folded.into_moved())
             };
             let moved = work().map_err(|e| results.end_early(e, watch.progress))?;
+            let tuning = results.take_curves();
             let (directory, linears, checkpoint) = results.flush()?;
             times.flush = started.elapsed() - times.quantize - times.validate;
             let (data, bytes) = (rows.record.clone(), directory.weight_bytes);
             let format = self.container.format();
-            let report = Report::new(format, self, options, data, linears, bytes, times);
+            let report = Report::new(format, self, options, data, linears, tuning, bytes, times);
             Ok(Outcome::Made(Box::new(Made {
                 report,
                 moved,

@@ -11,6 +11,8 @@ use crate::calib::rows::DataRecord;
 use crate::format::packed::Entry;
 use crate::format::packed::layout::Part;
 use crate::pipeline::memory;
+use crate::pipeline::tune::report::Curve;
+use crate::quant::QuantizedLinear;
 use crate::quant::gptq::Loss;
 use crate::quant::gram::Gram;
 
@@ -31,7 +33,7 @@ pub struct Linear<H> {
     /// How it was quantized.
     #[serde(flatten)]
     pub how: H,
-    /// Squared error of its outputs over the calibration data per their energy.
+    /// Squared error of its outputs over the calibration data per their energy, before tuning.
     pub relative_error: f64,
     /// Its part of the squared errors of all matrices.
     pub share: f64,
@@ -95,6 +97,11 @@ impl<H> Linear<H> {
             weight_nmse: weight_nmse(weights, quantized),
             error: loss.error,
         }
+    }
+
+    /// The matrix was tuned to something else.
+    pub(super) fn retuned(&mut self, weights: &[f32], linear: &QuantizedLinear) {
+        self.weight_nmse = weight_nmse(weights, &linear.dequantize());
     }
 }
 
@@ -260,15 +267,20 @@ pub struct Report<O, H> {
     pub metadata: Summary<O>,
     /// Every quantized matrix, in the order in which they were computed.
     pub linears: Vec<Linear<H>>,
+    /// The loss while layers, or the model, were tuned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tuning: Vec<Curve>,
 }
 
 impl<O, H> Report<O, H> {
+    #[allow(clippy::too_many_arguments, reason = "what was asked for, what came of it, and what it cost")]
     pub(super) fn new(
         format: &str,
         plan: &Plan,
         options: O,
         calibration: DataRecord,
         linears: Vec<Linear<H>>,
+        tuning: Vec<Curve>,
         file_size: u64,
         times: Times,
     ) -> Report<O, H> {
@@ -289,6 +301,7 @@ impl<O, H> Report<O, H> {
             calibration,
             metadata: summary,
             linears,
+            tuning,
         }
     }
 }

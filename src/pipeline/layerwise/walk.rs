@@ -10,15 +10,17 @@ use super::grams::Grams;
 use super::loader::Loader;
 use super::matrices::step_of;
 use super::placement::Placement;
-use super::{Matrix, Results, Watch};
+use super::{Matrix, Names, Results, Watch};
 use crate::arch::Model;
 use crate::arch::decoder::{Decoder, Hidden, Input, Layer, Spill, Step};
 use crate::backend::Backend;
 use crate::calib::guard::Guard;
 use crate::error::{Error, Kind, Result};
+use crate::pipeline::tune::{self, Blocks, Store, Whole};
 use crate::progress::Unit;
 use crate::quant::gram::Gram;
 use crate::source::dense::Dense;
+use crate::source::folded::{Folded, Moved};
 
 /// A way of quantizing the matrices of a layer.
 pub(in crate::pipeline) trait Method {
@@ -64,6 +66,8 @@ pub(in crate::pipeline) struct Walk<'a> {
     pub(in crate::pipeline) keep: bool,
     /// What quantizes the matrices.
     pub(in crate::pipeline) backend: &'a dyn Backend,
+    /// How layers are tuned, if they are.
+    pub(in crate::pipeline) tune: Option<&'a tune::Settings>,
     pub(in crate::pipeline) watch: Watch<'a>,
 }
 
@@ -99,14 +103,17 @@ impl Walk<'_> {
         results: &mut Results<M::How>,
     ) -> Result<()> {
         let (first, layers) = (results.done(), self.matrices.len());
-        if first == layers {
+        if first >= layers {
             return Ok(());
         }
         let decoder = Decoder::new(self.model, self.weights)?;
         let bytes = Hidden::bytes_of(&decoder, windows);
-        results.check_space(&self.matrices[first..], bytes)?;
+        let blocks = self.tune.filter(|settings| settings.block_steps > 0);
+        results.check_space(&self.matrices[first..], if blocks.is_some() { 2 * bytes } else { bytes })?;
         let spill = offload.map(|disk| Spill::create(disk, bytes)).transpose()?;
         let mut hidden = results.hidden(&decoder, windows, spill)?;
+        let begin = |settings| Blocks::new(settings, &decoder, windows, results.original(&decoder, windows)?);
+        let mut blocks = blocks.map(begin).transpose()?;
         // A thread that reads is no worker: it does not count among the --threads that compute.
         let reader = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
@@ -116,14 +123,15 @@ impl Walk<'_> {
             let mut loader = Loader::new(&decoder, scope);
             let mut placement = Placement::new(self.backend, self.watch.progress);
             for (index, matrices) in self.matrices.iter().enumerate().skip(first) {
-                let layer = loader.load(index, self.keep && placement.on_device())?;
-                let mut layer = placement.place(layer, (&decoder, index), &mut hidden)?;
                 // Nobody needs what the last layer makes.
                 let is_last = index + 1 == layers;
+                let before = blocks.as_ref().map(|_| hidden.copy(&decoder)).transpose()?;
+                let layer = loader.load(index, self.keep && placement.on_device())?;
+                let mut layer = placement.place(layer, (&decoder, index), &mut hidden)?;
                 for step in Step::ALL {
                     if step == Step::End {
                         method.finish_layer(results)?;
-                        if is_last {
+                        if is_last || blocks.is_some() {
                             break;
                         }
                     }
@@ -137,9 +145,91 @@ impl Walk<'_> {
                     method.quantize(stop, &mut layer, results)?;
                 }
                 drop(layer);
-                results.finish_layer(index, (!is_last).then_some(&hidden))?;
+                if let (Some(blocks), Some(before)) = (&mut blocks, before) {
+                    let tuned = self.tune_layer(&decoder, index, &before, blocks, results)?;
+                    // The steps up to here went through matrices that are others now.
+                    hidden = before;
+                    if !is_last {
+                        hidden.advance(&tuned, &mut (), self.watch.cancel)?;
+                    }
+                }
+                let original = blocks.as_ref().map(Blocks::original).filter(|_| !is_last);
+                results.finish_layer(index, (!is_last).then_some(&hidden), original)?;
             }
             Ok(())
         })
+    }
+
+    /// Tunes a layer whose matrices are all quantized, on the hidden states before it, and returns it as it then is.
+    fn tune_layer<H: Serialize + DeserializeOwned>(
+        &self,
+        decoder: &Decoder<'_>,
+        index: usize,
+        inputs: &Hidden,
+        blocks: &mut Blocks<'_>,
+        results: &mut Results<H>,
+    ) -> Result<Layer> {
+        let matrices = &self.matrices[index];
+        let folded = Folded::with(self.weights, results.moved_in(None));
+        let as_written = Decoder::new(self.model, &folded)?;
+        let quantized = results.quantized(None, matrices)?;
+        let (chosen, all) = blocks.settings().prepare(matrices, &quantized, &folded)?;
+        let original = decoder.layer(index)?;
+        if let Some((tuned, curve)) =
+            blocks.tune(index, inputs, as_written.layer(index)?, &original, all, self.watch)?
+        {
+            results.replace(None, &chosen, &tuned, &folded, Moved::default())?;
+            results.tuned(curve);
+        }
+        let mut layer = as_written.layer(index)?;
+        for (matrix, linear) in matrices.iter().zip(results.quantized(None, matrices)?) {
+            layer.replace(matrix.stem, matrix.expert, &linear.dequantize())?;
+        }
+        Ok(layer)
+    }
+
+    /// Tunes the whole model, all of whose layers are done and deferred.
+    ///
+    /// # Errors
+    /// `Usage` if there are too few rows, `Unsupported` for a mixture of experts.
+    pub(super) fn tune_whole<H: Serialize + DeserializeOwned>(
+        &self,
+        settings: &tune::Settings,
+        windows: &[Vec<u32>],
+        results: &mut Results<H>,
+    ) -> Result<()> {
+        let mut moved = Moved::default();
+        (0..self.matrices.len()).for_each(|layer| moved.append(results.moved_in(Some(layer))));
+        let folded = Folded::with(self.weights, moved);
+        let (decoder, original) =
+            (Decoder::new(self.model, &folded)?, Decoder::new(self.model, self.weights)?);
+        let mut whole = Whole::new(settings, self.model, &decoder, &original);
+        let mut chosen = Vec::with_capacity(self.matrices.len());
+        for (layer, matrices) in self.matrices.iter().enumerate() {
+            let quantized = results.quantized(Some(layer), matrices)?;
+            let (here, all) = settings.prepare(matrices, &quantized, &folded)?;
+            chosen.push(here);
+            whole.add(all)?;
+        }
+        let layers = self.matrices.len();
+        let mut store = results.tuning_store();
+        let store = store.as_mut().map(|store| store as &mut dyn Store);
+        let (kept, curve) = whole.tune(windows, store, self.watch)?;
+        let names = Names::new(self.model, self.weights);
+        let last = layers.saturating_sub(1);
+        for (layer, (matrices, tuned)) in chosen.iter().zip(&kept.matrices).enumerate() {
+            let mut moved = Moved::default();
+            for (stem, norm) in &kept.norms[layer] {
+                let name = names.find(&format!("blk.{{}}.{stem}.weight"), layer, 0);
+                moved.replaced.extend(name.map(|name| (name.to_owned(), norm.clone())));
+            }
+            if layer == last {
+                let name = names.find("output_norm.weight", layer, 0);
+                moved.replaced.extend(name.map(|name| (name.to_owned(), kept.output_norm.clone())));
+            }
+            results.replace(Some(layer), matrices, tuned, &folded, moved)?;
+        }
+        results.tuned_all(curve);
+        Ok(())
     }
 }

@@ -1,0 +1,145 @@
+//! Which calibration rows are learned from, and which tell when to stop.
+
+use std::collections::BTreeMap;
+
+use crate::arch::decoder::{Context, Decoder};
+use crate::calib::random::SplitMix64;
+
+/// Of so many rows, one is held out.
+pub(in crate::pipeline) const HELD_OUT: usize = 8;
+
+/// Tokens that go through a layer at a time.
+const PIECE_TOKENS: usize = 4096;
+
+/// Where the order of rows starts; fixed, so that the same command makes the same bytes.
+const SEED: u64 = 0x7465_6163_6865_7273;
+
+/// Calibration rows, divided in those that are learned from and those that are held out.
+#[derive(Debug)]
+pub(super) struct Examples {
+    train: Vec<usize>,
+    held_out: Vec<usize>,
+    lengths: Vec<usize>,
+    contexts: BTreeMap<usize, Context>,
+}
+
+impl Examples {
+    /// Holds out the last of every eight rows.
+    pub(super) fn split(windows: &[Vec<u32>], decoder: &Decoder<'_>) -> Examples {
+        let is_held_out = |row: &usize| (row + 1).is_multiple_of(HELD_OUT);
+        let (held_out, train) = (0..windows.len()).partition(is_held_out);
+        let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
+        let contexts = lengths.iter().map(|length| (*length, decoder.context(*length))).collect();
+        Examples { train, held_out, lengths, contexts }
+    }
+
+    /// Rows cut from the same tokens elsewhere, to be learned from too: the second half of each row that is learned from with the
+    /// first half of the next. They come after `windows`, all of which there are.
+    pub(super) fn cut_again(&mut self, windows: &[Vec<u32>], decoder: &Decoder<'_>) -> Vec<Vec<u32>> {
+        let rows = self.between(windows);
+        for row in &rows {
+            self.train.push(self.lengths.len());
+            self.lengths.push(row.len());
+            self.contexts.entry(row.len()).or_insert_with(|| decoder.context(row.len()));
+        }
+        rows
+    }
+
+    /// The last half of each row that is learned from, and the first of the next.
+    fn between(&self, windows: &[Vec<u32>]) -> Vec<Vec<u32>> {
+        let pairs = self.train.iter().zip(self.train.iter().cycle().skip(1));
+        let halves = pairs.map(|(a, b)| {
+            let (a, b) = (&windows[*a], &windows[*b]);
+            [&a[a.len() / 2..], &b[..b.len() / 2]].concat()
+        });
+        halves.collect()
+    }
+
+    /// Rows that are not learned from.
+    pub(super) fn held_out(&self) -> &[usize] {
+        &self.held_out
+    }
+
+    /// Steps that go once through all rows.
+    fn steps_per_pass(&self, rows: usize) -> usize {
+        self.train.len().div_ceil(rows)
+    }
+
+    /// The rows of a step, at most `rows` of them: every pass goes through all in another order.
+    pub(super) fn batch(&self, step: usize, rows: usize) -> Vec<usize> {
+        let per_pass = self.steps_per_pass(rows);
+        let (pass, at) = (step / per_pass, step % per_pass);
+        let mut order = self.train.clone();
+        let mut random = SplitMix64::new(SEED.wrapping_add(pass as u64));
+        for i in (1..order.len()).rev() {
+            order.swap(i, random.below(i as u64 + 1) as usize);
+        }
+        order.chunks(rows).nth(at).unwrap_or_default().to_vec()
+    }
+
+    /// Rows in pieces that go through a layer together: of one length, and not too many tokens.
+    pub(super) fn pieces(&self, rows: &[usize]) -> Vec<Vec<usize>> {
+        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        rows.iter().for_each(|row| by_length.entry(self.lengths[*row]).or_default().push(*row));
+        let pieces = by_length.into_iter().flat_map(|(length, rows)| {
+            let at_once = (PIECE_TOKENS / length.max(1)).max(1);
+            rows.chunks(at_once).map(<[usize]>::to_vec).collect::<Vec<_>>()
+        });
+        pieces.collect()
+    }
+
+    /// Tokens of some rows.
+    pub(super) fn tokens(&self, rows: &[usize]) -> usize {
+        rows.iter().map(|row| self.lengths[*row]).sum()
+    }
+
+    /// What layers need to compute a piece.
+    pub(super) fn context(&self, piece: &[usize]) -> &Context {
+        &self.contexts[&self.lengths[piece[0]]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn examples(lengths: &[usize]) -> Examples {
+        let (held_out, train) = (0..lengths.len()).partition(|row| (row + 1).is_multiple_of(HELD_OUT));
+        Examples { train, held_out, lengths: lengths.to_vec(), contexts: BTreeMap::new() }
+    }
+
+    #[test]
+    fn every_pass_goes_through_all_rows_in_another_order() {
+        let examples = examples(&[10; 27]);
+        assert_eq!(examples.held_out(), [7, 15, 23]);
+        let pass =
+            |first: usize| (first..first + 5).flat_map(|step| examples.batch(step, 5)).collect::<Vec<_>>();
+        let (one, two) = (pass(0), pass(5));
+        assert_ne!(one, two);
+        for mut rows in [one, two] {
+            rows.sort_unstable();
+            assert_eq!(rows, (0..27).filter(|row| row % 8 != 7).collect::<Vec<_>>());
+        }
+        assert_eq!(examples.batch(4, 5).len(), 4, "what is left of the rows");
+    }
+
+    #[test]
+    fn rows_are_cut_again_between_those_that_are_learned_from() {
+        let lengths = [4, 5, 4, 4, 4, 4, 4, 4, 6];
+        let windows: Vec<Vec<u32>> =
+            (0..9).map(|row| (0..lengths[row as usize]).map(|i| 10 * row + i).collect()).collect();
+        let rows = examples(&lengths.map(|length| length as usize)).between(&windows);
+        assert_eq!(rows.len(), 8, "the eighth is held out");
+        assert_eq!((&rows[0], &rows[1]), (&vec![2, 3, 10, 11], &vec![12, 13, 14, 20, 21]));
+        assert_eq!((&rows[6], &rows[7]), (&vec![62, 63, 80, 81, 82], &vec![83, 84, 85, 0, 1]));
+        assert!(rows.iter().flatten().all(|token| token / 10 != 7), "nothing of it is learned from");
+    }
+
+    #[test]
+    fn a_piece_is_of_one_length_and_not_too_long() {
+        let examples = examples(&[2000, 5, 2000, 5, 2000, 5000]);
+        let pieces = examples.pieces(&[0, 1, 2, 3, 4, 5]);
+        assert_eq!(pieces, [vec![1, 3], vec![0, 2], vec![4], vec![5]]);
+        assert_eq!(examples.tokens(&[0, 1, 5]), 7005);
+    }
+}
