@@ -17,19 +17,12 @@ use crate::arch::spec::Activation;
 use crate::source::config::Config;
 use crate::source::safetensors::Tensors;
 
-/// Numbers in [-1, 1) without a pattern.
-fn noise(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
+/// Numbers from -1 to 1.
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    crate::noise::noise(seed, count).into_iter().map(|x| 2.0 * x).collect()
 }
 
-fn tensor(shape: &[usize], seed: u64) -> Tensor {
+fn tensor(shape: &[usize], seed: u32) -> Tensor {
     Tensor::from_vec(noise(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
 }
 

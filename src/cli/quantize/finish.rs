@@ -166,8 +166,8 @@ fn few_bits(bits: u32, found: Option<&Evaluated>, tune: &str) -> String {
         None => "much of the model, as --evaluate would show".into(),
     };
     format!(
-        "quantization to {bits} bits costs {measured}. To tune what was found: {tune}. --target-bpw spends the same bits where \
-         they matter most, --max-kld X goes on until no more is lost than X"
+        "quantization to {bits} bits costs {measured}. To tune what was found (no mixture of experts can be): {tune}. --target-bpw \
+         spends the same bits where they matter most, --max-kld X goes on until no more is lost than X"
     )
 }
 

@@ -1,19 +1,11 @@
-//! Codes and scales that gradients move: what is learned of a quantized matrix.
-//!
-//! Every weight has a position on the grid, a real number of which the nearest whole one is the code, and every group a
-//! scale. Weights are computed from codes and from scales as float16 stores them, as any loader computes them; gradients go
-//! through both roundings as if they were not there (straight-through: Bengio et al., arXiv 1308.3432). With `W` the weight,
-//! `dL/dposition = dL/dW * scale` and `dL/dscale = sum(dL/dW * (code - zero))` over the group. Positions stay within half a
-//! code of the grid, so that none is lost beyond it. Zero points stay as they are.
-//!
-//! SignRound (Cheng et al., arXiv 2309.05516) learns the same: an offset of at most half a code for each weight, and a factor
-//! for each end of a group's range.
+//! A quantized matrix whose codes and scales are learned.
 
 use half::f16;
 use rayon::prelude::*;
 
-use super::codes::{Grid, QuantizedLinear};
-use super::scale_search::stored;
+use super::moving::{Direction, Moving, Rates, Row, Rule, sign};
+use crate::quant::codes::{Grid, QuantizedLinear};
+use crate::quant::scale_search::stored;
 
 /// How far from a code's edges a position is kept at least where its code is to stay.
 const MARGIN: f32 = 0.01;
@@ -26,105 +18,9 @@ const START: f32 = 0.5;
 /// How far beyond the ends of the grid a position may be.
 const BEYOND: f32 = 0.49;
 
-/// How positions and scales follow their gradients.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// By the gradient's sign alone: sign gradient descent.
-    Sign,
-    /// By the mean of gradients over the root of the mean of their squares: Adam (Kingma and Ba, arXiv 1412.6980).
-    Adam,
-}
-
-/// How far one step goes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rates {
-    /// Of positions, in codes.
-    pub positions: f32,
-    /// Of scales, as a share of each.
-    pub scales: f32,
-}
-
-impl Rates {
-    /// A share of both.
-    pub fn times(self, share: f32) -> Rates {
-        Rates { positions: self.positions * share, scales: self.scales * share }
-    }
-}
-
-/// Decay of the mean of gradients and of their squares.
-const BETAS: [f32; 2] = [0.9, 0.95];
-const EPSILON: f32 = 1e-20;
-
-/// Numbers that gradients move.
-#[derive(Clone, Debug)]
-struct Moving {
-    values: Vec<f32>,
-    /// Mean gradients and mean squares; empty for [`Rule::Sign`].
-    means: [Vec<f32>; 2],
-}
-
-impl Moving {
-    fn new(values: Vec<f32>, rule: Rule) -> Moving {
-        let count = if rule == Rule::Adam { values.len() } else { 0 };
-        Moving { means: [vec![0.0; count], vec![0.0; count]], values }
-    }
-
-    /// Rows of this width.
-    fn rows(&mut self, width: usize) -> impl IndexedParallelIterator<Item = Row<'_>> {
-        let [means, squares] = &mut self.means;
-        let mut means = means.chunks_exact_mut(width);
-        let mut squares = squares.chunks_exact_mut(width);
-        let rows: Vec<Row<'_>> = self
-            .values
-            .chunks_exact_mut(width)
-            .map(|values| Row {
-                values,
-                means: means.next().zip(squares.next()).map(|(means, squares)| [means, squares]),
-            })
-            .collect();
-        rows.into_par_iter()
-    }
-}
-
-/// The numbers of one row.
-struct Row<'a> {
-    values: &'a mut [f32],
-    means: Option<[&'a mut [f32]; 2]>,
-}
-
-/// The direction of a step, of size near 1, from a gradient.
-struct Direction {
-    corrections: [f32; 2],
-}
-
-impl Direction {
-    /// Of the step of this number, from 1.
-    fn new(step: u32) -> Direction {
-        Direction { corrections: BETAS.map(|beta| 1.0 / (1.0 - beta.powi(step as i32))) }
-    }
-
-    #[inline(always)]
-    fn adam(&self, gradient: f32, mean: &mut f32, square: &mut f32) -> f32 {
-        *mean += (1.0 - BETAS[0]) * (gradient - *mean);
-        *square += (1.0 - BETAS[1]) * (gradient * gradient - *square);
-        *mean * self.corrections[0] / ((*square * self.corrections[1]).sqrt() + EPSILON)
-    }
-}
-
 /// The position nearest to `position` that has this code.
 fn within(position: f32, code: f32) -> f32 {
     if position.is_finite() { position.clamp(code - 0.5 + MARGIN, code + 0.5 - MARGIN) } else { code }
-}
-
-#[inline(always)]
-fn sign(x: f32) -> f32 {
-    if x > 0.0 {
-        1.0
-    } else if x < 0.0 {
-        -1.0
-    } else {
-        0.0
-    }
 }
 
 /// A quantized matrix whose codes and scales are learned.
@@ -234,9 +130,7 @@ impl Learned {
         {
             *factor = scale.to_f32() / start;
         }
-        for moving in [&mut self.positions, &mut self.factors] {
-            moving.means.iter_mut().for_each(|means| means.fill(0.0));
-        }
+        [&mut self.positions, &mut self.factors].into_iter().for_each(Moving::forget);
         self.steps = 0;
     }
 
@@ -326,95 +220,6 @@ impl Fixed {
                 self.direction.adam(gradient, &mut means[i], &mut squares[i])
             }
             _ => sign(gradient),
-        }
-    }
-}
-
-/// The weights of a norm, each learned as a multiple of where it started.
-#[derive(Clone, Debug)]
-pub struct LearnedNorm {
-    /// With the family's offset.
-    start: Vec<f32>,
-    /// What is not stored: 1 where the model computes `x * (1 + w)`.
-    offset: f32,
-    rule: Rule,
-    steps: u32,
-    factors: Moving,
-}
-
-impl LearnedNorm {
-    /// Starts from the weights that the model computes with, of which `offset` is not stored.
-    pub fn new(start: Vec<f32>, offset: f32, rule: Rule) -> LearnedNorm {
-        let factors = Moving::new(vec![1.0; start.len()], rule);
-        LearnedNorm { start, offset, rule, steps: 0, factors }
-    }
-
-    /// The weights as they are stored, in float16. Those that never moved keep all of their bits.
-    pub fn stored(&self) -> Vec<f32> {
-        let each = self.start.iter().zip(&self.factors.values);
-        each.map(|(start, factor)| {
-            let weight = start * factor - self.offset;
-            if *factor == 1.0 { weight } else { f16::from_f32(weight).to_f32() }
-        })
-        .collect()
-    }
-
-    /// The weights that the model computes with.
-    pub fn weights(&self) -> Vec<f32> {
-        self.stored().into_iter().map(|weight| weight + self.offset).collect()
-    }
-
-    /// The numbers that steps change, in a fixed order; the number of steps belongs to them.
-    pub fn state(&self) -> [&[f32]; 3] {
-        let [a, b] = &self.factors.means;
-        [&self.factors.values, a, b]
-    }
-
-    /// The same, to be changed.
-    pub fn state_mut(&mut self) -> [&mut [f32]; 3] {
-        let [a, b] = &mut self.factors.means;
-        [&mut self.factors.values, a, b]
-    }
-
-    /// Steps that were taken since the start or [`LearnedNorm::reset`].
-    pub fn steps(&self) -> u32 {
-        self.steps
-    }
-
-    /// The same, to be changed.
-    pub fn steps_mut(&mut self) -> &mut u32 {
-        &mut self.steps
-    }
-
-    /// Goes back to what [`LearnedNorm::stored`] has given, within the rounding of a float32.
-    ///
-    /// # Panics
-    /// If it is of another size.
-    pub fn reset(&mut self, stored: &[f32]) {
-        assert_eq!(stored.len(), self.start.len(), "weights of the norm");
-        for ((factor, start), stored) in self.factors.values.iter_mut().zip(&self.start).zip(stored) {
-            *factor = if *start == 0.0 { 1.0 } else { (stored + self.offset) / start };
-        }
-        self.factors.means.iter_mut().for_each(|means| means.fill(0.0));
-        self.steps = 0;
-    }
-
-    /// Moves the weights one step against `gradient`; `rate` is a share of each.
-    ///
-    /// # Panics
-    /// If the gradient is not one of this norm.
-    pub fn step(&mut self, gradient: &[f32], rate: f32) {
-        assert_eq!(gradient.len(), self.start.len(), "a gradient for each weight");
-        self.steps += 1;
-        let direction = Direction::new(self.steps);
-        let Moving { values, means: [means, squares] } = &mut self.factors;
-        for (i, (factor, gradient)) in values.iter_mut().zip(gradient).enumerate() {
-            let gradient = gradient * self.start[i];
-            *factor -= rate
-                * match self.rule {
-                    Rule::Sign => sign(gradient),
-                    Rule::Adam => direction.adam(gradient, &mut means[i], &mut squares[i]),
-                };
         }
     }
 }
@@ -528,24 +333,6 @@ mod tests {
             assert_ne!(learned.quantized(), kept);
             learned.reset(&kept);
             assert_eq!(learned.quantized(), kept);
-        }
-    }
-
-    #[test]
-    fn norms_are_float16_once_they_move_and_keep_their_bits_until_then() {
-        let start = vec![1.000_1, -0.3, 0.0, 2.0];
-        for offset in [0.0, 1.0] {
-            let mut norm = LearnedNorm::new(start.clone(), offset, Rule::Adam);
-            assert_eq!(norm.weights(), start.iter().map(|w| w - offset + offset).collect::<Vec<_>>());
-            norm.step(&[1.0, 1.0, 1.0, 0.0], 0.01);
-            let stored = norm.stored();
-            assert!(stored[..2].iter().all(|w| f16::from_f32(*w).to_f32() == *w), "{stored:?}");
-            assert_eq!((stored[2] + offset, stored[3] + offset), (0.0, 2.0));
-            assert!((norm.weights()[0] - 0.990_1).abs() < 1e-3 && (norm.weights()[1] + 0.303).abs() < 1e-3);
-            let kept = norm.stored();
-            norm.step(&[1.0; 4], 0.1);
-            norm.reset(&kept);
-            assert_eq!(norm.stored(), kept);
         }
     }
 }
