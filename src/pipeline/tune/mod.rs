@@ -292,6 +292,14 @@ impl<'a> Whole<'a> {
             None => descend("model".into(), &mut whole, schedule, watch),
         };
         watch.progress.end();
+        if let Ok((_, curve)) = &tuned {
+            watch.progress.info(&format!(
+                "KL divergence on held-out rows: {:.6}, before tuning {:.6}; that of step {} is kept",
+                curve.best().unwrap_or(f64::NAN),
+                curve.start().unwrap_or(f64::NAN),
+                curve.kept
+            ));
+        }
         tuned
     }
 }
