@@ -145,10 +145,10 @@ fn layer(backend: &dyn Backend, scale: usize, tokens: usize) -> Result<[Duration
         })?;
         let (searched, factored) = (gram.clone(), gram.clone());
         let problem = timed(&mut times[1], || Ok(Problem::new(factored, &Settings::new(grid), true)))?;
-        timed(&mut times[2], || backend.solver(&problem)?.gptq(&weights))?;
+        timed(&mut times[2], || backend.solver(std::slice::from_ref(&problem))?.gptq(&[&weights]))?;
         let asymmetric = Grid { symmetric: false, ..grid };
         let problem = Problem::new(searched, &Settings::new(asymmetric), false);
-        timed(&mut times[3], || backend.solver(&problem)?.awq(&weights))?;
+        timed(&mut times[3], || backend.solver(std::slice::from_ref(&problem))?.awq(&[&weights]))?;
         let sample = &weights[..rows.min(SAMPLED) * inputs];
         try_factors(backend, &gram, sample, asymmetric, &mut times[4])?;
         let ty = GgmlType::Q4_K;

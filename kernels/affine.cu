@@ -2,20 +2,23 @@
 // result as it is stored, as src/quant/gptq/rows.rs has them, bit for bit.
 //
 // All matrices are row-major. [rows, size] float32: weights, codes (less their zero points), errors. [rows, groups] float32:
-// scales, zeros, where groups = ceil(size / group_size). Rows are padded with zeros to a multiple of 16.
+// scales, zeros, where groups = ceil(size / group_size). Rows are those of one or several problems (rows/team.cuh).
 #include "rows/scale_search.cuh"
 
 /// Chooses the scales of all groups from the weights as they are.
 ///
-/// importance [size] float32. Launch: teams, rows / teams x groups thread blocks; dynamic shared memory: 544 bytes a row.
+/// importance [problems, size] float32. Launch: teams, rows / teams x groups thread blocks; dynamic shared memory: 544 bytes a
+/// row.
 extern "C" __global__ void __launch_bounds__(128) affine_choose_scales(
-    const float* weights, const float* importance, unsigned size, Grid grid, float* scales, float* zeros
+    const float* weights, const float* importance, unsigned size, unsigned problem_rows, Grid grid, float* scales,
+    float* zeros
 ) {
     extern __shared__ float shared[];
     Member me;
     unsigned start = blockIdx.y * grid.group_size, count = min(grid.group_size, size - start);
     const float* row = weights + static_cast<size_t>(me.row) * size + start;
-    Found found = search_scale(me, row, importance + start, count, grid, shared + me.team * TERMS_STRIDE);
+    importance += me.problem(problem_rows) * size + start;
+    Found found = search_scale(me, row, importance, count, grid, shared + me.team * TERMS_STRIDE);
     if (me.lane == 0) {
         size_t at = static_cast<size_t>(me.row) * gridDim.y + blockIdx.y;
         scales[at] = found.scale;

@@ -1,24 +1,27 @@
 // Products of float32 matrices (product.cuh).
 #include "product.cuh"
 
-/// out[z] = a[:, chunk z] * b[chunk z, :] for row-major matrices.
+/// out[c, z] = a[z][:, chunk c] * b[z][chunk c] for row-major matrices.
 ///
-/// a    [m, k] float32, rows a_stride apart
-/// b    [k, n] float32, rows b_stride apart
-/// out  [chunks, m, n] float32
+/// a    [m, k] float32, rows a_stride apart, products a_step apart
+/// b    [k, n] float32, rows b_stride apart, products b_step apart
+/// out  [chunks, products, m, n] float32
 ///
 /// Chunks do not depend on each other, so that a product of few columns has work for a whole GPU: each is computed by thread
-/// blocks of its own, and gemm_sum adds them up. Launch: 64 threads; ceil(n / 64) x ceil(m / 64) x ceil(k / chunk) thread
+/// blocks of its own, and gemm_sum adds them up. Launch: 64 threads; ceil(n / 64) x ceil(m / 64) x products * chunks thread
 /// blocks.
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS) gemm_chunks(
-    const float* a, unsigned a_stride, const float* b, unsigned b_stride, unsigned m, unsigned n, unsigned k,
-    unsigned chunk, float* out
+    const float* a, size_t a_step, unsigned a_stride, const float* b, size_t b_step, unsigned b_stride, unsigned m,
+    unsigned n, unsigned k, unsigned chunk, float* out
 ) {
-    Factor<Lies::Along> left = {a, a_stride, m};
-    Factor<Lies::Across> right = {b, b_stride, n};
-    unsigned start = blockIdx.z * chunk, end = min(start + chunk, k);
+    unsigned chunks = (k + chunk - 1) / chunk, products = gridDim.z / chunks;
+    unsigned c = blockIdx.z % chunks, z = blockIdx.z / chunks;
+    Factor<Lies::Along> left = {a + z * a_step, a_stride, m};
+    Factor<Lies::Across> right = {b + z * b_step, b_stride, n};
+    unsigned start = c * chunk, end = min(start + chunk, k);
+    out += static_cast<size_t>(c * products + z) * m * n;
     product_tile(left, right, blockIdx.y * TILE, blockIdx.x * TILE, start, end, [&](unsigned row, unsigned column, float sum) {
-        out[(static_cast<size_t>(blockIdx.z) * m + row) * n + column] = sum;
+        out[static_cast<size_t>(row) * n + column] = sum;
     });
 }
 

@@ -1,7 +1,7 @@
 // GPTQ: codes, scales and zero points of the rows of a matrix, as src/quant/gptq finds them, bit for bit.
 //
 // All matrices are row-major. [rows, size] float32: weights, codes (less their zero points), errors. [rows, groups] float32:
-// scales, zeros, where groups = ceil(size / group_size). Rows are padded with zeros to a multiple of 16.
+// scales, zeros, where groups = ceil(size / group_size). Rows are those of one or several problems (rows/team.cuh).
 //
 // The order of the launches is that of src/backend/cuda/gptq.rs. Threads of a block: 8 for each of its 1 to 16 rows in
 // kernels of teams (rows/team.cuh), which have dynamic shared memory; else 128. The first scales, rounding, errors and the
@@ -11,14 +11,17 @@
 
 /// sums[row] += the sum over columns of x * (y - ridge * x), in float64 and in the order of columns.
 ///
-/// x [rows, size] float32, of which columns from start on count; y [rows, length] float32; sums [rows] float64.
+/// x [rows, size] float32, of which columns from start on count; y [rows, length] float32; ridges [problems] float32, or null
+/// for ridges of 0; sums [rows] float64.
 /// Launch: 128 threads, rows / 16 thread blocks. Shared memory: 8.5 KB.
 extern "C" __global__ void __launch_bounds__(128) gptq_dots(
-    const float* x, const float* y, float ridge, unsigned size, unsigned start, unsigned length, double* sums
+    const float* x, const float* y, const float* ridges, unsigned problem_rows, unsigned size, unsigned start,
+    unsigned length, double* sums
 ) {
     __shared__ double shared[16 * (TERMS + 4)];
     Member me;
     double* terms = shared + me.team * (TERMS + 4);
+    float ridge = ridges == nullptr ? 0.0f : ridges[me.problem(problem_rows)];
     x += static_cast<size_t>(me.row) * size + start;
     y += static_cast<size_t>(me.row) * length;
     double sum = me.lane == 0 ? sums[me.row] : 0.0;

@@ -5,7 +5,7 @@ Each round runs a command in an empty directory, kills it with SIGKILL at a rand
 more to its end. Then the output must have the bytes of a run that was never disturbed, nothing else may be left, and no kill may have
 cost more than the layer that was in the making.
 
-    scripts/kill-test.py BINARY [--gptq 100] [--awq 100] [--convert 50] [--imatrix 50] [--evaluate 50] [--jobs 2] [--seed N]
+    scripts/kill-test.py BINARY [--gptq 100] [--awq 100] [--convert 50] [--imatrix 50] [--evaluate 50] [--tune 20] [--jobs 2] [--seed N]
 
 The runs are those of tests/data/models/tiny-llama. Prints a line for each kind and exits with 1 at the first difference.
 """
@@ -42,6 +42,10 @@ KINDS = {
     "evaluate": [
         ["evaluate", "{gguf}", "--reference", str(MODEL), *EVALUATED],
         ["analyze", "quality", "{gguf}", "--reference", str(MODEL), *EVALUATED],
+    ],
+    "tune": [
+        ["quantize", str(MODEL), "gptq", "-q", "3bit", "-o", "{dir}", "-n", "q", *PACKED, "--tune", scope, "--tune-steps", "4"]
+        for scope in ("global", "block")
     ],
 }
 
@@ -137,7 +141,7 @@ class Job:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=Path)
-    for kind, rounds in (("gptq", 100), ("awq", 100), ("convert", 50), ("imatrix", 50), ("evaluate", 50)):
+    for kind, rounds in (("gptq", 100), ("awq", 100), ("convert", 50), ("imatrix", 50), ("evaluate", 50), ("tune", 20)):
         parser.add_argument(f"--{kind}", type=int, default=rounds, metavar="ROUNDS")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))

@@ -14,6 +14,7 @@ pub mod cancel;
 pub mod cli;
 pub mod error;
 pub mod eval;
+pub(crate) mod foreign;
 pub mod format;
 pub mod html;
 pub(crate) mod matmul;

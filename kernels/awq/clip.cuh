@@ -91,12 +91,12 @@ __device__ inline float refit(const Member& me, const Gram& gram, const ClipRow&
 ///
 /// weights, codes (less their zero points), errors [rows, size] float32; scales, zeros [rows, groups] float32
 /// product  [rows, columns of the group] float32: all errors times the Hessian
-/// grams    [groups, group_size, stride] float32
+/// grams    [problems, groups, group_size, stride] float32
 ///
 /// Launch: teams, rows / teams thread blocks. Dynamic shared memory: 4 * (6 * padded + 136) bytes a row, as for awq_score.
 extern "C" __global__ void __launch_bounds__(128, 4) awq_clip_group(
-    const float* weights, const float* product, const float* grams, unsigned size, unsigned group, unsigned stride,
-    unsigned padded, Grid grid, float* codes, float* errors, float* scales, float* zeros
+    const float* weights, const float* product, const float* grams, unsigned problem_rows, unsigned size, unsigned group,
+    unsigned stride, unsigned padded, Grid grid, float* codes, float* errors, float* scales, float* zeros
 ) {
     extern __shared__ __align__(16) float shared[];
     Member me;
@@ -106,9 +106,11 @@ extern "C" __global__ void __launch_bounds__(128, 4) awq_clip_group(
         shared + 5 * teams * padded + me.team * padded, shared + 6 * teams * padded + me.team * BATCH_TERMS
     };
     unsigned start = group * grid.group_size, count = min(grid.group_size, size - start);
-    Gram gram = {grams + static_cast<size_t>(group) * grid.group_size * stride, count, stride};
+    unsigned groups = (size + grid.group_size - 1) / grid.group_size;
+    size_t place = me.problem(problem_rows) * groups + group;
+    Gram gram = {grams + place * grid.group_size * stride, count, stride};
     size_t first = static_cast<size_t>(me.row) * size + start;
-    size_t at = static_cast<size_t>(me.row) * ((size + grid.group_size - 1) / grid.group_size) + group;
+    size_t at = static_cast<size_t>(me.row) * groups + group;
     for (unsigned i = me.lane; i < count; i += TEAM) {
         row.weights[i] = weights[first + i];
         row.errors[i] = make_float4(errors[first + i], 0.0f, 0.0f, 0.0f);

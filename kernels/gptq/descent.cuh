@@ -12,14 +12,21 @@ struct DescentBlock {
     const float* weights;
     /// [rows, length]: the errors times the Hessian.
     const float* product;
-    /// [size, size].
+    /// [problems, size, size].
     const float* hessian;
-    /// [groups, length] and [groups] of the block's groups: sums over the Hessian (GroupSums in descent.rs); null for
-    /// symmetric grids.
+    /// [problems, groups, length] and [problems, groups] of the block's groups: sums over the Hessian (GroupSums in
+    /// descent.rs); null for symmetric grids.
     const float *row_sums, *totals;
-    unsigned size, start, length;
+    unsigned problem_rows, size, start, length;
     /// Whether scales are improved too: all of the groups lie in the block.
     unsigned refit;
+
+    /// Leaves the matrices of one problem. Weights and product are those of all rows.
+    __device__ void select(size_t problem, unsigned groups) {
+        hessian += problem * size * size;
+        row_sums += problem * groups * length;
+        totals += problem * groups;
+    }
 };
 
 /// What is improved, in the order of columns: codes and errors [rows, size], scales and zero points [rows, groups].
@@ -114,6 +121,9 @@ extern "C" __global__ void __launch_bounds__(128, 6)
     gptq_descend_block(DescentBlock block, unsigned stride, Grid grid, Improved out) {
     extern __shared__ float shared[];
     Member me;
+    unsigned first_group = block.start / grid.group_size;
+    unsigned last_group = (block.start + block.length - 1) / grid.group_size;
+    block.select(me.problem(block.problem_rows), last_group - first_group + 1);
     unsigned teams = blockDim.x / TEAM;
     DescentRow row = {
         shared + me.team * stride, shared + (teams + me.team) * stride, shared + (2 * teams + me.team) * stride,
@@ -125,8 +135,6 @@ extern "C" __global__ void __launch_bounds__(128, 6)
         row.codes[j] = out.codes[values + j];
         row.gradient[j] = block.product[static_cast<size_t>(me.row) * block.length + j];
     }
-    unsigned first_group = block.start / grid.group_size;
-    unsigned last_group = (block.start + block.length - 1) / grid.group_size;
     for (int turn = 0; turn < TURNS; ++turn) {
         for (unsigned group = first_group; group <= last_group; ++group) {
             unsigned begin = group * grid.group_size;

@@ -9,15 +9,23 @@ struct SolveBlock {
     const float* weights;
     /// [rows, length]: the errors of earlier steps, each times its factor.
     const float* product;
-    /// [size, size], upper triangular in the order of the steps.
+    /// [problems, size, size], upper triangular in the order of the steps.
     const float* factor;
-    /// [size]: the importance of each step.
+    /// [problems, size]: the importance of each step.
     const float* conditional;
-    /// [size]: the column of each step.
+    /// [problems, size]: the column of each step.
     const unsigned* columns;
-    /// [group_count, 3]: number, first step and end of each group; none if all scales are chosen.
+    /// [problems, group_count, 3]: number, first step and end of each group; none if all scales are chosen.
     const unsigned* groups;
-    unsigned group_count, size, start, length;
+    unsigned group_count, problem_rows, size, start, length;
+
+    /// Leaves the matrices of one problem. Weights and product are those of all rows.
+    __device__ void select(size_t problem) {
+        factor += problem * size * size;
+        conditional += problem * size;
+        columns += problem * size;
+        groups += problem * group_count * 3;
+    }
 };
 
 /// Where the results go: codes [rows, size] in the order of columns, errors [rows, size] in the order of steps, scales and
@@ -81,6 +89,7 @@ extern "C" __global__ void __launch_bounds__(128, 6)
     gptq_solve_block(SolveBlock block, unsigned stride, Grid grid, Solved out) {
     extern __shared__ float shared[];
     Member me;
+    block.select(me.problem(block.problem_rows));
     unsigned teams = blockDim.x / TEAM;
     SolveRow row = {
         shared + me.team * stride, shared + (teams + me.team) * stride, shared + (2 * teams + me.team) * stride,

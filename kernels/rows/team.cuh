@@ -4,7 +4,9 @@
 // share a row; values in shared memory that belong to a column are read and written by one of them alone, the column's number
 // modulo eight, and what all need travels by shuffle. A sum over columns goes in their order, as on the CPU.
 //
-// Rows are padded with rows of zeros to a multiple of 16, so that no team is without one.
+// A launch works on the rows of one problem, or on those of several that differ in numbers alone, such as the experts of a
+// layer: each has as many rows, padded with rows of zeros to a multiple of 16, so that no team is without one and none of a
+// thread block has rows of another problem.
 #pragma once
 
 #include "../arithmetic.cuh"
@@ -32,6 +34,9 @@ struct Member {
 
     __device__ Member() :
         lane(threadIdx.x % TEAM), team(threadIdx.x / TEAM), row(blockIdx.x * (blockDim.x / TEAM) + team) {}
+
+    /// The problem that the row belongs to, of those with so many rows each.
+    __device__ size_t problem(unsigned rows) const { return row / rows; }
 
     /// Whether a column is this thread's.
     __device__ bool owns(unsigned column) const { return column % TEAM == lane; }

@@ -49,8 +49,12 @@ impl Backend for Cpu {
         Ok(trial.losses(self.simd))
     }
 
-    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
-        Ok(Box::new(OnCpu { problem, simd: self.simd }))
+    fn problems_at_once(&self, _: usize) -> usize {
+        1
+    }
+
+    fn solver<'a>(&'a self, problems: &'a [Problem]) -> Result<Box<dyn Solver + 'a>> {
+        Ok(Box::new(OnCpu { problems, simd: self.simd }))
     }
 }
 
@@ -65,18 +69,33 @@ impl GramSum for Gram {
     }
 }
 
-/// A problem, solved on the processor.
+/// Problems, solved on the processor.
 struct OnCpu<'a> {
-    problem: &'a Problem,
+    problems: &'a [Problem],
     simd: Simd,
 }
 
+impl OnCpu<'_> {
+    fn each(
+        &self,
+        weights: &[&[f32]],
+        quantize: fn(&Problem, &[f32], Simd) -> (QuantizedLinear, Loss),
+    ) -> Vec<(QuantizedLinear, Loss)> {
+        assert_eq!(weights.len(), self.problems.len(), "a matrix for each problem");
+        self.problems
+            .iter()
+            .zip(weights)
+            .map(|(problem, weights)| quantize(problem, weights, self.simd))
+            .collect()
+    }
+}
+
 impl Solver for OnCpu<'_> {
-    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
-        Ok(self.problem.quantize(weights, self.simd))
+    fn gptq(&self, weights: &[&[f32]]) -> Result<Vec<(QuantizedLinear, Loss)>> {
+        Ok(self.each(weights, Problem::quantize))
     }
 
-    fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
-        Ok(clip::quantize(self.problem, weights, self.simd))
+    fn awq(&self, weights: &[&[f32]]) -> Result<Vec<(QuantizedLinear, Loss)>> {
+        Ok(self.each(weights, clip::quantize))
     }
 }

@@ -83,12 +83,18 @@ pub trait Backend: Debug + Send + Sync {
     /// As [`Backend::solver`].
     fn awq_losses(&self, trial: &Trial<'_>) -> Result<Vec<f64>>;
 
-    /// Takes a problem, to quantize the matrices that share it.
+    /// How many problems of so many rows are best solved together: one, if the rows of one leave nothing idle.
+    fn problems_at_once(&self, rows: usize) -> usize;
+
+    /// Takes problems, to quantize the matrices that share each. Several are solved together.
     ///
     /// # Errors
     /// `Resources` if there is not enough memory, `Unsupported` for groups that are too long for it, `Other` if the device
     /// fails.
-    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>>;
+    ///
+    /// # Panics
+    /// If there is no problem, or some are not like the others ([`Problem::is_like`]).
+    fn solver<'a>(&'a self, problems: &'a [Problem]) -> Result<Box<dyn Solver + 'a>>;
 }
 
 /// A Gram matrix that is being summed up: [`Gram::add`], wherever it runs.
@@ -120,17 +126,17 @@ pub trait GramSum: Debug {
     fn finish(self: Box<Self>) -> Result<Gram>;
 }
 
-/// Quantizes the matrices that share an input.
+/// Quantizes the matrices that share an input, or those of several inputs, such as the experts of a layer, together.
 pub trait Solver {
-    /// Quantizes a matrix, `[rows, size]` row-major and finite, by GPTQ. The codes, scales, zero points and the loss are those
-    /// of [`Problem::quantize`].
+    /// Quantizes a matrix of each problem, `[rows, size]` row-major and finite, by GPTQ. The codes, scales, zero points and
+    /// the loss are those of [`Problem::quantize`].
     ///
     /// # Errors
     /// `Resources` if there is not enough memory, `Other` if the device fails.
     ///
     /// # Panics
-    /// If the weights are not whole rows.
-    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)>;
+    /// If there is not one matrix for each problem, or they are not as many whole rows.
+    fn gptq(&self, weights: &[&[f32]]) -> Result<Vec<(QuantizedLinear, Loss)>>;
 
     /// The same by rounding to the nearest codes in the best ranges: [`awq::clip::quantize`](crate::quant::awq::clip::quantize).
     ///
@@ -139,5 +145,5 @@ pub trait Solver {
     ///
     /// # Panics
     /// As [`Solver::gptq`].
-    fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)>;
+    fn awq(&self, weights: &[&[f32]]) -> Result<Vec<(QuantizedLinear, Loss)>>;
 }

@@ -96,6 +96,23 @@ fn gptq_of_experts_in_the_order_of_importance_is_the_same_checkpoint() {
 }
 
 #[test]
+fn experts_are_solved_together_if_there_is_room_for_their_hessians() {
+    if !gpu_is_there() || !is_twin() {
+        return;
+    }
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let extra = ["--skip", r"layers\.0\.|self_attn|w2", "--group-size", "64"];
+    let path = text(log.path());
+    assert_same_files("mixtral", &["gptq", "-q", "4bit"], &extra, &[("GPU_TWIN_LOG", &path)]);
+    let launches = std::fs::read_to_string(log.path()).unwrap();
+    let blocks = launches.lines().filter(|line| line.contains("gptq_solve_block")).count();
+    assert_eq!(blocks, 2, "w1 and w3 of all experts, whose inputs are one block:\n{launches}");
+    // The Hessians of four experts and their factors are 512 KiB.
+    let memory = [("GPU_TWIN_MEMORY", "400000")];
+    assert_same_files("mixtral", &["gptq", "-q", "4bit"], &extra, &memory);
+}
+
+#[test]
 fn gptq_with_little_memory_is_the_same_checkpoint_and_with_less_an_error() {
     if !gpu_is_there() || !is_twin() {
         return;

@@ -9,33 +9,35 @@ use crate::error::Result;
 use crate::quant::Grid;
 use crate::quant::awq::clip::SWEEPS;
 use crate::quant::awq::scales::Trial;
+use crate::quant::gptq::Problem;
 
 impl OnGpu<'_> {
-    /// The parts of the Hessian that belong to the groups.
+    /// The parts of the Hessians that belong to the groups.
     pub(super) fn grams(&self) -> Result<Grams> {
-        let (size, group_size) = (self.problem.size, self.problem.grid.group_size);
+        let Problem { size, grid, .. } = self.problems[0];
+        let group_size = grid.group_size;
         if !Grams::fit(group_size) {
             return Err(self.gpu.too_long(group_size));
         }
-        let blocks: Vec<Vec<f32>> = (0..self.problem.grid.groups(size))
-            .map(|group| {
-                let columns = self.problem.columns_of(group);
-                let rows = columns.clone().map(|i| &self.problem.hessian[i * size..][columns.clone()]);
+        let blocks = self.problems.iter().flat_map(|problem| {
+            (0..grid.groups(size)).map(|group| {
+                let columns = problem.columns_of(group);
+                let rows = columns.clone().map(|i| &problem.hessian[i * size..][columns.clone()]);
                 rows.flatten().copied().collect()
             })
-            .collect();
+        });
+        let blocks: Vec<Vec<f32>> = blocks.collect();
         self.gpu.upload_grams(size, group_size, &blocks)
     }
 
     /// `quantize` of `clip.rs`.
     pub(super) fn find_by_awq(&self, rows: &mut Rows, grams: &Grams) -> Result<(), DriverError> {
-        let (stream, kernels) = (&self.gpu.stream, &self.gpu.kernels);
+        let (stream, kernels, problem) = (&self.gpu.stream, &self.gpu.kernels, &self.problems[0]);
         self.search(rows)?;
         kernels.errors(stream, rows)?;
         for _ in 0..SWEEPS {
-            for group in 0..self.problem.grid.groups(self.problem.size) {
-                let product =
-                    self.times_hessian(&rows.errors, rows.padded, self.problem.columns_of(group))?;
+            for group in 0..problem.grid.groups(problem.size) {
+                let product = self.times_hessian(&rows.errors, rows.each, problem.columns_of(group))?;
                 kernels.clip_group(stream, rows, &product, grams, group)?;
             }
         }

@@ -7,54 +7,82 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
 
-use super::kernels::{Block, Factor, Rows};
+use super::kernels::{self, Block, Products, Rows};
 use super::solver::OnGpu;
 use crate::quant::gptq::Problem;
 use crate::quant::gptq::descent::{GroupSums, blocks_of, is_whole_row};
 
-/// What the matrices of weights share.
+/// What belongs to problems, one after the other.
 #[derive(Debug)]
 pub(super) struct Matrices {
-    /// `[size, size]`.
+    /// `[problems, size, size]`.
     pub(super) hessian: CudaSlice<f32>,
+    /// `[problems]`: what was added to its diagonal.
+    pub(super) ridges: CudaSlice<f32>,
     factor: Option<CudaSlice<f32>>,
-    /// `[size]`: the column and the importance of each step, the importance of each column.
+    /// `[problems, size]`: the column and the importance of each step, the importance of each column.
     columns: CudaSlice<u32>,
     conditional: CudaSlice<f32>,
     pub(super) diagonal: CudaSlice<f32>,
-    /// Number, first step and end of the groups of each block of steps; none if scales are chosen first.
+    /// `[problems, groups, 3]`: number, first step and end of the groups of each block of steps; none if scales are chosen
+    /// first.
     groups: Vec<Option<CudaSlice<u32>>>,
-    /// Row sums and totals of each block of columns, where zero points are improved.
+    /// Row sums and totals of each block of columns, where zero points are improved: `[problems, groups, block]` and
+    /// `[problems, groups]`.
     sums: Vec<Option<[CudaSlice<f32>; 2]>>,
 }
 
+/// The values of all problems, one after the other.
+fn stacked(
+    stream: &Arc<CudaStream>,
+    problems: &[Problem],
+    of: impl Fn(&Problem) -> &[f32],
+) -> Result<CudaSlice<f32>, DriverError> {
+    let values: Vec<&[f32]> = problems.iter().map(of).collect();
+    let mut all = stream.alloc_zeros::<f32>(values.iter().map(|v| v.len()).sum())?;
+    let mut start = 0;
+    for values in values {
+        stream.memcpy_htod(values, &mut all.slice_mut(start..start + values.len()))?;
+        start += values.len();
+    }
+    Ok(all)
+}
+
+/// The factor of a problem that is like one that has a factor.
+fn factor_of(problem: &Problem) -> &[f32] {
+    problem.factor.as_ref().map(|(factor, _)| &factor[..]).expect("as the first has one")
+}
+
 impl Matrices {
-    pub(super) fn upload(stream: &Arc<CudaStream>, problem: &Problem) -> Result<Matrices, DriverError> {
-        let columns: Vec<u32> = problem.order.columns.iter().map(|column| *column as u32).collect();
-        let groups = problem.order.blocks.iter().map(|block| {
-            let flat: Vec<u32> = block
-                .groups
-                .iter()
-                .flat_map(|(g, steps)| [*g, steps.start, steps.end])
-                .map(|v| v as u32)
-                .collect();
+    /// Copies what belongs to problems that are like each other.
+    pub(super) fn upload(stream: &Arc<CudaStream>, problems: &[Problem]) -> Result<Matrices, DriverError> {
+        let first = &problems[0];
+        let columns: Vec<u32> =
+            problems.iter().flat_map(|p| &p.order.columns).map(|column| *column as u32).collect();
+        let groups = (0..first.order.blocks.len()).map(|block| {
+            let groups = problems.iter().flat_map(|p| &p.order.blocks[block].groups);
+            let flat: Vec<u32> =
+                groups.flat_map(|(g, steps)| [*g, steps.start, steps.end]).map(|v| v as u32).collect();
             if flat.is_empty() { Ok(None) } else { stream.clone_htod(&flat).map(Some) }
         });
-        let improves_zeros = !problem.grid.symmetric && !is_whole_row(problem);
-        let sums = blocks_of(problem).into_iter().map(|columns| {
+        let improves_zeros = !first.grid.symmetric && !is_whole_row(first);
+        let sums = blocks_of(first).into_iter().map(|columns| {
             if !improves_zeros {
                 return Ok(None);
             }
-            let GroupSums { rows, totals } = GroupSums::new(problem, &columns);
+            let of_problems: Vec<GroupSums> = problems.iter().map(|p| GroupSums::new(p, &columns)).collect();
+            let rows: Vec<f32> = of_problems.iter().flat_map(|sums| &sums.rows).copied().collect();
+            let totals: Vec<f32> = of_problems.iter().flat_map(|sums| &sums.totals).copied().collect();
             Ok(Some([stream.clone_htod(&rows)?, stream.clone_htod(&totals)?]))
         });
-        let factor = problem.factor.as_ref().map(|(factor, _)| stream.clone_htod(factor));
+        let ridges: Vec<f32> = problems.iter().map(|p| p.ridge).collect();
         Ok(Matrices {
-            hessian: stream.clone_htod(&problem.hessian)?,
-            factor: factor.transpose()?,
+            hessian: stacked(stream, problems, |p| &p.hessian)?,
+            ridges: stream.clone_htod(&ridges)?,
+            factor: first.factor.is_some().then(|| stacked(stream, problems, factor_of)).transpose()?,
             columns: stream.clone_htod(&columns)?,
-            conditional: stream.clone_htod(&problem.conditional)?,
-            diagonal: stream.clone_htod(&problem.diagonal)?,
+            conditional: stacked(stream, problems, |p| &p.conditional)?,
+            diagonal: stacked(stream, problems, |p| &p.diagonal)?,
             groups: groups.collect::<Result<_, _>>()?,
             sums: sums.collect::<Result<_, _>>()?,
         })
@@ -82,16 +110,34 @@ impl OnGpu<'_> {
     /// `solve` of `solve.rs`.
     fn solve(&self, rows: &mut Rows, factor: &CudaSlice<f32>) -> Result<(), DriverError> {
         let (stream, kernels, matrices) = (&self.gpu.stream, &self.gpu.kernels, &self.matrices);
-        if self.problem.order.scales_first {
+        let order = &self.problems[0].order;
+        if order.scales_first {
             kernels.choose_scales(stream, rows, &matrices.diagonal)?;
         }
-        for (block, groups) in self.problem.order.blocks.iter().zip(&matrices.groups) {
+        for (block, groups) in order.blocks.iter().zip(&matrices.groups) {
             let (size, steps) = (rows.size, block.steps.clone());
-            let earlier =
-                Factor { values: &rows.errors, stride: size, rows: 0..rows.padded, columns: 0..steps.start };
-            let factors =
-                Factor { values: factor, stride: size, rows: 0..steps.start, columns: steps.clone() };
-            let product = kernels.product(stream, &earlier, &factors)?;
+            let product = kernels.few_columns(
+                stream,
+                &Products {
+                    count: rows.problems,
+                    shape: [rows.each, steps.len(), steps.start],
+                    a: kernels::Matrices {
+                        values: &rows.errors,
+                        start: 0,
+                        step: rows.each * size,
+                        stride: size,
+                    },
+                    b: kernels::Matrices {
+                        values: factor,
+                        start: steps.start,
+                        step: size * size,
+                        stride: size,
+                    },
+                    share: 1,
+                    transposed: false,
+                    bias: None,
+                },
+            )?;
             let block = Block { product: &product, matrix: factor, start: steps.start, length: steps.len() };
             let order = (&matrices.columns, &matrices.conditional);
             kernels.solve_block(stream, rows, block, order, groups.as_ref())?;
@@ -102,11 +148,11 @@ impl OnGpu<'_> {
     /// `descend` of `descent.rs`.
     fn descend(&self, rows: &mut Rows) -> Result<(), DriverError> {
         let (stream, kernels, matrices) = (&self.gpu.stream, &self.gpu.kernels, &self.matrices);
-        let whole_row = is_whole_row(self.problem);
+        let whole_row = is_whole_row(&self.problems[0]);
         kernels.errors(stream, rows)?;
-        for _ in 0..self.problem.sweeps {
-            for (columns, sums) in blocks_of(self.problem).into_iter().zip(&matrices.sums) {
-                let product = self.times_hessian(&rows.errors, rows.padded, columns.clone())?;
+        for _ in 0..self.problems[0].sweeps {
+            for (columns, sums) in blocks_of(&self.problems[0]).into_iter().zip(&matrices.sums) {
+                let product = self.times_hessian(&rows.errors, rows.each, columns.clone())?;
                 let (start, length) = (columns.start, columns.len());
                 let block = Block { product: &product, matrix: &matrices.hessian, start, length };
                 let sums = sums.as_ref().map(|[row_sums, totals]| (row_sums, totals));
@@ -123,10 +169,10 @@ impl OnGpu<'_> {
     fn refit_row(&self, rows: &mut Rows) -> Result<(), DriverError> {
         let (stream, kernels) = (&self.gpu.stream, &self.gpu.kernels);
         let mut sums = [stream.alloc_zeros::<f64>(rows.padded)?, stream.alloc_zeros::<f64>(rows.padded)?];
-        for columns in blocks_of(self.problem) {
+        for columns in blocks_of(&self.problems[0]) {
             for (x, sums) in [&rows.errors, &rows.codes].into_iter().zip(&mut sums) {
-                let product = self.times_hessian(x, rows.padded, columns.clone())?;
-                kernels.dots(stream, (&rows.codes, &product), 0.0, columns.clone(), sums)?;
+                let product = self.times_hessian(x, rows.each, columns.clone())?;
+                kernels.dots(stream, (&rows.codes, &product), (rows.each, None), columns.clone(), sums)?;
             }
         }
         kernels.refit(stream, rows, &sums)?;

@@ -163,8 +163,12 @@ impl Backend for Cuda {
         self.losses(trial)
     }
 
-    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
-        Ok(Box::new(solver::OnGpu::new(self, problem)?))
+    fn problems_at_once(&self, rows: usize) -> usize {
+        solver::problems_at_once(rows, 1)
+    }
+
+    fn solver<'a>(&'a self, problems: &'a [Problem]) -> Result<Box<dyn Solver + 'a>> {
+        Ok(Box::new(solver::OnGpus::new(std::slice::from_ref(self), problems)?))
     }
 }
 

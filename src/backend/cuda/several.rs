@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::solver::{OnGpu, by_awq, quantize};
+use super::solver::{OnGpus, problems_at_once};
 use super::{Cuda, kernels};
 use crate::backend::{Accelerator, Backend, Batch, BlockRows, GramSum, Solver};
 use crate::error::Result;
 use crate::format::gguf::GgmlType;
-use crate::quant::QuantizedLinear;
 use crate::quant::awq::scales::Trial;
-use crate::quant::gptq::{Loss, Problem};
+use crate::quant::gptq::Problem;
 
 /// GPUs that share the work: the rows of each matrix are spread over them, Gram matrices and batches of rows to encode go to
 /// one after the other. The result is that of one.
@@ -70,21 +69,11 @@ impl Backend for Gpus {
         self.next().awq_losses(trial)
     }
 
-    fn solver<'a>(&'a self, problem: &'a Problem) -> Result<Box<dyn Solver + 'a>> {
-        let parts = self.gpus.iter().map(|gpu| OnGpu::new(gpu, problem));
-        Ok(Box::new(OnGpus(parts.collect::<Result<_>>()?)))
-    }
-}
-
-/// A problem that is on several GPUs.
-struct OnGpus<'a>(Vec<OnGpu<'a>>);
-
-impl Solver for OnGpus<'_> {
-    fn gptq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
-        quantize(&self.0, weights, &|part, rows| part.find_by_gptq(rows))
+    fn problems_at_once(&self, rows: usize) -> usize {
+        problems_at_once(rows, self.gpus.len())
     }
 
-    fn awq(&self, weights: &[f32]) -> Result<(QuantizedLinear, Loss)> {
-        by_awq(&self.0, weights)
+    fn solver<'a>(&'a self, problems: &'a [Problem]) -> Result<Box<dyn Solver + 'a>> {
+        Ok(Box::new(OnGpus::new(&self.gpus, problems)?))
     }
 }

@@ -2,11 +2,9 @@
 
 mod pages;
 
-use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -18,6 +16,7 @@ use super::record::{COLUMNS, Place, of_column};
 use super::unpacked::{Allowance, TOO_MUCH};
 use super::{Sink, open_file};
 use crate::error::{Error, Result};
+use crate::foreign::caught;
 
 /// The samples of a `.parquet` file.
 pub(super) fn records(
@@ -73,29 +72,11 @@ pub(super) fn records(
     Ok(ControlFlow::Continue(()))
 }
 
-thread_local! {
-    /// Whether a panic on this thread is expected and says nothing.
-    static GUARDED: Cell<bool> = const { Cell::new(false) };
-}
-
 /// Runs a part of the library, which panics at some damaged files. That is an error of the file like any other.
 fn guarded<T>(place: &Place<'_>, part: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let print = take_hook();
-        set_hook(Box::new(move |panic| {
-            if !GUARDED.get() {
-                print(panic);
-            }
-        }));
-    });
-    GUARDED.set(true);
-    // What was half done is dropped with the reader.
-    let done = catch_unwind(AssertUnwindSafe(part));
-    GUARDED.set(false);
-    match done {
-        Ok(done) => done.map_err(|e| broken(place).because(e)),
-        Err(_) => Err(broken(place)),
+    match caught(part) {
+        Some(done) => done.map_err(|e| broken(place).because(e)),
+        None => Err(broken(place)),
     }
 }
 

@@ -165,7 +165,7 @@ impl<'a> Scaler<'a> {
             (false, true, Solver::Gptq, gptq::Method::Propagated { damp }) => Method::Gptq { damp },
             _ => Method::Searched,
         };
-        let solver = self.walk.backend.solver(&problem)?;
+        let solver = self.walk.backend.solver(std::slice::from_ref(&problem))?;
         let prepared = started.elapsed() / matrices.len() as u32;
         for matrix in matrices {
             watch.cancel.check()?;
@@ -176,10 +176,11 @@ impl<'a> Scaler<'a> {
             for row in weights.chunks_exact_mut(factors.len()) {
                 row.iter_mut().zip(factors).for_each(|(weight, factor)| *weight *= factor);
             }
-            let (linear, loss) = match method {
-                Method::Awq => solver.awq(&weights)?,
-                _ => solver.gptq(&weights)?,
+            let quantized = match method {
+                Method::Awq => solver.awq(&[&weights])?,
+                _ => solver.gptq(&[&weights])?,
             };
+            let (linear, loss) = quantized.into_iter().next().expect("one matrix");
             let mut computed = linear.dequantize();
             for row in computed.chunks_exact_mut(factors.len()) {
                 row.iter_mut().zip(factors).for_each(|(weight, factor)| *weight /= factor);

@@ -6,6 +6,7 @@ use super::Matrix;
 use super::matrices::step_of;
 use crate::arch::Model;
 use crate::arch::decoder::{Compute, Input, Step};
+use crate::backend::Backend;
 use crate::error::Result;
 use crate::pipeline::memory::{self, Budget};
 use crate::progress::Progress;
@@ -26,6 +27,7 @@ pub(super) struct Need<'a> {
     pub(super) matrices: &'a [Vec<Matrix>],
     pub(super) windows: &'a [Vec<u32>],
     pub(super) threads: usize,
+    pub(super) backend: &'a dyn Backend,
 }
 
 impl Need<'_> {
@@ -78,6 +80,19 @@ impl Need<'_> {
         4 * (tokens * down.max(h.heads * h.head_dim)) as u64
     }
 
+    /// The experts of a layer that are solved together with another: the factors of their Hessians, and their weights before and
+    /// after with their codes.
+    fn more_experts(&self, matrices: &[Matrix]) -> u64 {
+        let of_experts = [Input::Expert as fn(usize) -> Input, Input::ExpertDown].map(|input| {
+            let first = || matrices.iter().filter(|m| m.input == input(0));
+            let Some([rows, size]) = first().next().map(|m| m.shape) else { return 0 };
+            let weights: usize = first().map(Matrix::weights).sum();
+            let more = self.backend.problems_at_once(rows).min(self.model.hyper.experts).saturating_sub(1);
+            (more * (4 * size * size + 9 * weights)) as u64
+        });
+        of_experts.into_iter().max().unwrap_or(0)
+    }
+
     /// The matrices at which a layer stops, with what their inputs have summed up to, and the results of a layer.
     fn solving(&self) -> u64 {
         let square = |size: usize| 4 * (size * size) as u64;
@@ -97,7 +112,11 @@ impl Need<'_> {
             // The Hessian in two orders and its factor; weights before and after with their codes; the rows that each thread is at,
             // with scales, zero points, errors and products; the layer's codes, packed and as they go into the checkpoint.
             let rows = (self.threads * gptq::ROWS * widest * 40) as u64;
-            sums + 3 * square(widest) + (14 * largest) as u64 + rows + (2 * weights) as u64
+            sums + 3 * square(widest)
+                + (14 * largest) as u64
+                + rows
+                + (2 * weights) as u64
+                + self.more_experts(matrices)
         });
         layers.max().unwrap_or(0)
     }

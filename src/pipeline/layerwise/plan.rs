@@ -293,7 +293,8 @@ impl Plan {
         let Options { low_memory, offload, threads, .. } = self.options;
         let (model, matrices, windows) = (&self.model, &self.matrices, &rows.rows);
         let asked = Frugality { low_memory: low_memory || offload, offload };
-        Need { model, matrices, windows, threads }.choose(asked, Budget::of_process(), progress)
+        let backend = &*self.options.backend;
+        Need { model, matrices, windows, threads, backend }.choose(asked, Budget::of_process(), progress)
     }
 
     /// The disk for hidden states, if they are kept there: that of the checkpoint, or of the output.

@@ -159,10 +159,11 @@ impl Method {
             }
             let rare = Seen::of(gram).are_few(*input, gram.size());
             let problem = Problem::new(gram.clone(), &settings, !rare);
-            let solver = backend.solver(&problem)?;
+            let solver = backend.solver(std::slice::from_ref(&problem))?;
             for (i, matrix) in here() {
                 let weights = read(matrix)?;
-                let (linear, _) = if by_awq { solver.awq(&weights)? } else { solver.gptq(&weights)? };
+                let found = if by_awq { solver.awq(&[&weights])? } else { solver.gptq(&[&weights])? };
+                let (linear, _) = found.into_iter().next().expect("one matrix");
                 quantized[i] = linear.dequantize();
             }
         }

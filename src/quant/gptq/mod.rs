@@ -178,6 +178,21 @@ impl Problem {
         }
     }
 
+    /// Whether both go through the same steps, so that they can be solved together: they are of one size and grid, and differ
+    /// in their Hessians alone.
+    pub fn is_like(&self, other: &Problem) -> bool {
+        let steps = |problem: &Problem| -> Vec<(Range<usize>, usize)> {
+            problem.order.blocks.iter().map(|block| (block.steps.clone(), block.groups.len())).collect()
+        };
+        self.size == other.size
+            && self.grid == other.grid
+            && self.lowest_zero == other.lowest_zero
+            && self.sweeps == other.sweeps
+            && self.factor.is_some() == other.factor.is_some()
+            && self.order.scales_first == other.order.scales_first
+            && steps(self) == steps(other)
+    }
+
     /// How weights are quantized here.
     pub fn method(&self) -> Method {
         self.factor.as_ref().map_or(Method::Searched, |(_, damp)| Method::Propagated { damp: *damp })

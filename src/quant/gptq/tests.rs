@@ -273,3 +273,28 @@ fn zero_points_stay_above_the_lowest() {
         assert_eq!(linear.zeros().iter().min(), Some(&lowest_zero));
     }
 }
+
+#[test]
+fn problems_are_alike_whose_steps_are() {
+    let size = 80;
+    let problem = |grid, change: &dyn Fn(usize) -> f32, propagate| {
+        let x: Vec<f32> = inputs(200, size).iter().enumerate().map(|(i, v)| v * change(i % size)).collect();
+        Problem::new(gram(&x, size), &Settings::new(grid), propagate)
+    };
+    let falling = |i: usize| 1.0 / (1 + i) as f32;
+    let rising = |i: usize| (1 + i) as f32;
+    let one = problem(grid(4, 40, true), &falling, true);
+    let other = problem(grid(4, 40, true), &rising, true);
+    assert_ne!(one.order.columns, other.order.columns);
+    assert!(one.is_like(&other), "the order is a matter of numbers");
+    assert!(!one.is_like(&problem(grid(3, 40, true), &falling, true)), "bits");
+    assert!(!one.is_like(&problem(grid(4, 40, false), &falling, true)), "zero points");
+    assert!(!one.is_like(&problem(grid(4, 40, true), &falling, false)), "without error propagation");
+    // Three groups of which the last is shorter: 64 and 16, or 16 and 64, after the first block.
+    let size = 144;
+    let ragged = |change: fn(usize) -> f32| {
+        let x: Vec<f32> = inputs(300, size).iter().enumerate().map(|(i, v)| v * change(i % size)).collect();
+        Problem::new(gram(&x, size), &Settings::new(grid(4, 64, true)), true)
+    };
+    assert!(!ragged(falling).is_like(&ragged(rising)), "blocks of other lengths");
+}

@@ -227,13 +227,12 @@ impl Fixed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calib::random::SplitMix64;
 
     const GRID: Grid = Grid { bits: 3, group_size: 8, symmetric: true };
 
-    fn noise(count: usize, seed: u64) -> Vec<f32> {
-        let mut random = SplitMix64::new(seed);
-        (0..count).map(|_| (random.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    /// Numbers from -1 to 1.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        crate::noise::noise(seed, count).iter().map(|v| 2.0 * v).collect()
     }
 
     /// Codes anywhere on the grid, and scales of either sign.

@@ -11,6 +11,7 @@ use super::definition::Definition;
 use super::json::read_json;
 use super::special;
 use crate::error::{Error, Kind, Result};
+use crate::foreign::caught;
 use crate::source::vocab::ChatTemplate;
 
 /// What a model says of its special tokens.
@@ -58,10 +59,21 @@ impl Encoder {
         };
         let bytes =
             std::fs::read(&path).map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?;
-        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| {
-            Error::new(Kind::Invalid, format!("{} is not a usable tokenizer", path.display())).because(e)
-        })?;
-        Ok(Encoder::new(tokenizer, special))
+        Encoder::of_definition(&bytes, special, || format!("{} is not a usable tokenizer", path.display()))
+    }
+
+    /// Of what stands in `tokenizer.json`; `what` says what is wrong if the library does not take it. It panics at some, such as
+    /// at merges of tokens to one that is longer than every token.
+    pub(super) fn of_definition(
+        bytes: &[u8],
+        special: SpecialTokens,
+        what: impl FnOnce() -> String,
+    ) -> Result<Encoder> {
+        match caught(|| Tokenizer::from_bytes(bytes)) {
+            Some(Ok(tokenizer)) => Ok(Encoder::new(tokenizer, special)),
+            Some(Err(e)) => Err(Error::new(Kind::Invalid, what()).because(e)),
+            None => Err(Error::new(Kind::Invalid, what())),
+        }
     }
 
     /// From parts. Truncation and padding of `tokenizer` are switched off.
@@ -155,10 +167,9 @@ impl Encoder {
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer
-        .encode(text, false)
-        .map_err(|e| Error::new(Kind::Invalid, "the tokenizer cannot encode the text").because(e))?;
-    Ok(encoding.get_ids().to_vec())
+    let failed = || Error::new(Kind::Invalid, "the tokenizer cannot encode the text");
+    let encoding = caught(|| tokenizer.encode(text, false)).ok_or_else(failed)?;
+    Ok(encoding.map_err(|e| failed().because(e))?.get_ids().to_vec())
 }
 
 #[cfg(test)]
@@ -192,5 +203,20 @@ mod tests {
         assert_eq!(Encoder::open(dir.path()).unwrap_err().kind(), Kind::NotFound);
         std::fs::write(dir.path().join("tokenizer.json"), "{\"model\": {\"type\": \"BPE\"}}").unwrap();
         assert_eq!(Encoder::open(dir.path()).unwrap_err().kind(), Kind::Invalid);
+    }
+
+    #[test]
+    fn merges_that_lead_nowhere_are_an_error_and_not_the_librarys_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        for model in [
+            r#""vocab": {"a": 0, "b": 1}, "merges": ["a b"]"#,
+            r###""vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "continuing_subword_prefix": "##""###,
+        ] {
+            let text = format!("{{\"added_tokens\": [], \"model\": {{\"type\": \"BPE\", {model}}}}}");
+            std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+            let error = Encoder::open(dir.path()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.to_string().contains("is not a usable tokenizer"), "{error}");
+        }
     }
 }

@@ -15,10 +15,10 @@ pub(super) const NAMES: [&str; 2] = [SCORE, CLIP_GROUP];
 const ARRAYS: usize = 6;
 const BATCH: usize = 4;
 
-/// The parts of a Gram matrix, or Hessian, that belong to groups of channels.
+/// The parts of Gram matrices, or Hessians, that belong to groups of channels.
 #[derive(Debug)]
 pub(in crate::backend::cuda) struct Grams {
-    /// `[groups, group_size, stride]`, zeros beyond the columns of a group.
+    /// `[matrices, groups, group_size, stride]`, zeros beyond the columns of a group.
     values: CudaSlice<f32>,
     size: usize,
     group_size: usize,
@@ -31,14 +31,14 @@ impl Grams {
         Teams::of(group_size, ARRAYS).is_some()
     }
 
-    /// Copies the parts of the groups, each square, to the GPU. The last group may be shorter.
+    /// Copies the parts of the groups of each matrix, each square, to the GPU. The last group may be shorter.
     pub(in crate::backend::cuda) fn upload(
         stream: &Arc<CudaStream>,
         size: usize,
         group_size: usize,
         blocks: &[Vec<f32>],
     ) -> Result<Grams, DriverError> {
-        assert_eq!(blocks.len(), size.div_ceil(group_size), "a part for each group");
+        assert!(blocks.len().is_multiple_of(size.div_ceil(group_size)), "a part for each group");
         let stride = group_size.next_multiple_of(4);
         let mut padded = vec![0.0; blocks.len() * group_size * stride];
         for (to, block) in padded.chunks_exact_mut(group_size * stride).zip(blocks) {
@@ -53,6 +53,10 @@ impl Grams {
 
     fn groups(&self) -> usize {
         self.size.div_ceil(self.group_size)
+    }
+
+    fn matrices(&self) -> usize {
+        self.values.len() / (self.groups() * self.group_size * self.stride)
     }
 
     fn teams(&self) -> Teams {
@@ -82,7 +86,8 @@ impl Kernels {
     ) -> Result<Scored, DriverError> {
         let size = grams.size;
         assert!(
-            weights.len().is_multiple_of(size)
+            grams.matrices() == 1
+                && weights.len().is_multiple_of(size)
                 && factors.len().is_multiple_of(size)
                 && grid[1] as usize == grams.group_size,
             "whole rows of {size}"
@@ -120,13 +125,14 @@ impl Kernels {
         let columns = grams.group_size.min(rows.size.saturating_sub(start));
         assert!(
             rows.size == grams.size
+                && rows.problems == grams.matrices()
                 && rows.grid[1] as usize == grams.group_size
                 && columns > 0
                 && product.len() == rows.padded * columns,
             "a group of the matrix"
         );
         let teams = grams.teams();
-        let (size, group) = (number(rows.size), number(group));
+        let (each, size, group) = (number(rows.each), number(rows.size), number(group));
         let (stride, floats) = (number(grams.stride), number(teams.stride));
         let blocks = teams.launch(rows.padded, [1, 1]);
         let mut launch = stream.launch_builder(self.named(CLIP_GROUP));
@@ -134,6 +140,7 @@ impl Kernels {
             .arg(&rows.weights)
             .arg(product)
             .arg(&grams.values)
+            .arg(&each)
             .arg(&size)
             .arg(&group)
             .arg(&stride)

@@ -1,6 +1,5 @@
 //! `kernels/gemm.cu`: products of matrices.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{
@@ -18,29 +17,6 @@ pub(super) const NAMES: [&str; 4] = [CHUNKS, SUM, ALONG, ACROSS];
 
 /// Rows and columns of the result that a thread block computes.
 const TILE: usize = 64;
-
-/// Some rows and columns of a row-major matrix on the GPU.
-#[derive(Clone, Debug)]
-pub(in crate::backend::cuda) struct Factor<'a> {
-    /// All of the matrix.
-    pub(in crate::backend::cuda) values: &'a CudaSlice<f32>,
-    /// Columns of the matrix.
-    pub(in crate::backend::cuda) stride: usize,
-    /// The rows.
-    pub(in crate::backend::cuda) rows: Range<usize>,
-    /// The columns.
-    pub(in crate::backend::cuda) columns: Range<usize>,
-}
-
-impl Factor<'_> {
-    fn start(&self) -> usize {
-        self.rows.start * self.stride + self.columns.start
-    }
-
-    fn fits(&self) -> bool {
-        self.columns.end <= self.stride && self.rows.end * self.stride <= self.values.len()
-    }
-}
 
 /// Matrices of one shape in a factor or result of several products.
 #[derive(Clone, Copy, Debug)]
@@ -164,48 +140,52 @@ impl Kernels {
         Ok(())
     }
 
-    /// `a * b`, row-major, bit for bit that of [`crate::matmul`].
+    /// Computes products of few columns, `[count, rows, columns]`, bit for bit those of [`crate::matmul`]: `gemm_chunks`.
     ///
     /// # Panics
-    /// If sizes do not fit each other.
-    pub(in crate::backend::cuda) fn product(
+    /// If sizes do not fit each other, or if the products are none of those that it computes: each has a right factor of its
+    /// own that is not transposed, and no bias.
+    pub(in crate::backend::cuda) fn few_columns(
         &self,
         stream: &Arc<CudaStream>,
-        a: &Factor<'_>,
-        b: &Factor<'_>,
+        products: &Products<'_>,
     ) -> Result<CudaSlice<f32>, DriverError> {
-        assert!(a.fits() && b.fits() && a.columns.len() == b.rows.len(), "{a:?} times {b:?}");
-        let (rows, columns, depth) = (a.rows.len(), b.columns.len(), a.columns.len());
-        let values = rows * columns;
-        let count = depth.div_ceil(CHUNK);
-        if count == 0 || values == 0 {
+        let Products { count, shape: [m, n, k], a, b, share, transposed, bias } = *products;
+        let values = count * m * n;
+        let chunks = k.div_ceil(CHUNK);
+        if chunks == 0 || values == 0 {
             return stream.alloc_zeros::<f32>(values.max(1));
         }
+        assert!(
+            a.fits(count, [m, k]) && b.fits(count, [k, n]) && share == 1 && !transposed && bias.is_none(),
+            "{products:?}"
+        );
         // SAFETY: the kernel below writes every element before any is read.
-        let mut chunks = unsafe { stream.alloc::<f32>(count * values)? };
-        let (from_a, from_b) = (a.values.slice(a.start()..), b.values.slice(b.start()..));
+        let mut parts = unsafe { stream.alloc::<f32>(chunks * values)? };
+        let (from_a, from_b) = (a.values.slice(a.start..), b.values.slice(b.start..));
+        let (a_step, b_step) = (a.step as u64, b.step as u64);
         let (a_stride, b_stride) = (number(a.stride), number(b.stride));
-        let (m, n, k, chunk) = (number(rows), number(columns), number(depth), number(CHUNK));
+        let [rows, columns, depth, chunk] = [m, n, k, CHUNK].map(number);
         let mut launch = stream.launch_builder(self.named(CHUNKS));
-        launch.arg(&from_a).arg(&a_stride).arg(&from_b).arg(&b_stride);
-        launch.arg(&m).arg(&n).arg(&k).arg(&chunk).arg(&mut chunks);
+        launch.arg(&from_a).arg(&a_step).arg(&a_stride).arg(&from_b).arg(&b_step).arg(&b_stride);
+        launch.arg(&rows).arg(&columns).arg(&depth).arg(&chunk).arg(&mut parts);
         let blocks = LaunchConfig {
-            grid_dim: (number(columns.div_ceil(TILE)), number(rows.div_ceil(TILE)), number(count)),
+            grid_dim: (number(n.div_ceil(TILE)), number(m.div_ceil(TILE)), number(count * chunks)),
             block_dim: (TILE as u32, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the arguments are the kernel's, in its order. Rows and columns of both factors lie in their matrices, as
-        // was asserted, and there is room for each chunk of the product.
+        // SAFETY: the arguments are the kernel's, in its order. All factors lie in theirs, as was asserted, and there is room
+        // for each chunk of each product.
         unsafe { launch.launch(blocks)? };
-        if count == 1 {
-            return Ok(chunks);
+        if chunks == 1 {
+            return Ok(parts);
         }
         // SAFETY: as above.
         let mut sums = unsafe { stream.alloc::<f32>(values)? };
-        let count = number(count);
+        let chunks = number(chunks);
         let mut launch = stream.launch_builder(self.named(SUM));
-        launch.arg(&chunks).arg(&count).arg(&values).arg(&mut sums);
-        // SAFETY: the arguments are the kernel's, in its order; there are `count` times `values` values to add up.
+        launch.arg(&parts).arg(&chunks).arg(&values).arg(&mut sums);
+        // SAFETY: the arguments are the kernel's, in its order; there are `chunks` times `values` values to add up.
         unsafe { launch.launch(grid(values, 128))? };
         Ok(sums)
     }

@@ -25,7 +25,7 @@ const ARRAYS: usize = 3;
 pub(in crate::backend::cuda) struct Block<'a> {
     /// `[padded, block]`.
     pub(in crate::backend::cuda) product: &'a CudaSlice<f32>,
-    /// `[size, size]`: the factor or the Hessian.
+    /// `[problems, size, size]`: the factors or the Hessians.
     pub(in crate::backend::cuda) matrix: &'a CudaSlice<f32>,
     /// First column.
     pub(in crate::backend::cuda) start: usize,
@@ -42,7 +42,7 @@ impl Block<'_> {
     fn fits(&self, rows: &Rows) -> bool {
         self.start + self.length <= rows.size
             && self.product.len() == rows.padded * self.length
-            && self.matrix.len() == rows.size * rows.size
+            && self.matrix.len() == rows.problems * rows.size * rows.size
     }
 }
 
@@ -57,9 +57,11 @@ struct SolveArguments {
     columns: u64,
     groups: u64,
     group_count: u32,
+    problem_rows: u32,
     size: u32,
     start: u32,
     length: u32,
+    padding: u32,
 }
 
 /// `DescentBlock` in `descent.cuh`.
@@ -71,10 +73,12 @@ struct DescentArguments {
     hessian: u64,
     row_sums: u64,
     totals: u64,
+    problem_rows: u32,
     size: u32,
     start: u32,
     length: u32,
     refit: u32,
+    padding: u32,
 }
 
 /// `Solved` in `solve.cuh` and `Improved` in `descent.cuh`.
@@ -108,12 +112,12 @@ unsafe impl DeviceRepr for ResultArguments {}
 
 impl Kernels {
     /// Adds `x * (y - ridge * x)` over some columns to the sum of each row: `gptq_dots`. `x` is `[padded, size]`, `y` is
-    /// `[padded, columns]`.
+    /// `[padded, columns]`, rows are those of problems of `each`, and the ridge is each problem's, or 0.
     pub(in crate::backend::cuda) fn dots(
         &self,
         stream: &Arc<CudaStream>,
         (x, y): (&CudaSlice<f32>, &CudaSlice<f32>),
-        ridge: f32,
+        (each, ridges): (usize, Option<&CudaSlice<f32>>),
         columns: Range<usize>,
         sums: &mut CudaSlice<f64>,
     ) -> Result<(), DriverError> {
@@ -123,12 +127,15 @@ impl Kernels {
             rows.is_multiple_of(PADDING)
                 && x.len() == rows * all
                 && columns.end <= all
-                && y.len() == rows * columns.len(),
-            "padded rows of the same matrix"
+                && y.len() == rows * columns.len()
+                && rows.is_multiple_of(each)
+                && ridges.is_none_or(|ridges| ridges.len() == rows / each),
+            "padded rows of the same matrices"
         );
         let (size, start, length) = (number(all), number(columns.start), number(columns.len()));
+        let (ridges, each) = (ridges.map_or(0, |ridges| ridges.device_ptr(stream).0), number(each));
         let mut launch = stream.launch_builder(self.named(DOTS));
-        launch.arg(x).arg(y).arg(&ridge).arg(&size).arg(&start).arg(&length).arg(sums);
+        launch.arg(x).arg(y).arg(&ridges).arg(&each).arg(&size).arg(&start).arg(&length).arg(sums);
         // SAFETY: the arguments are the kernel's, in its order; sizes were asserted, and a thread block has 16 rows.
         unsafe { launch.launch(grid(rows * TEAM, THREADS))? };
         Ok(())
@@ -153,8 +160,8 @@ impl Kernels {
         Ok(())
     }
 
-    /// Quantizes a block of steps: `gptq_solve_block`. `columns` and `conditional` are those of all steps, `groups` the number,
-    /// first step and end of each group of the block, or nothing if all scales are chosen.
+    /// Quantizes a block of steps: `gptq_solve_block`. `columns` and `conditional` are those of all steps of each problem,
+    /// `groups` the number, first step and end of each group of the block, or nothing if all scales are chosen.
     pub(in crate::backend::cuda) fn solve_block(
         &self,
         stream: &Arc<CudaStream>,
@@ -164,8 +171,11 @@ impl Kernels {
         groups: Option<&CudaSlice<u32>>,
     ) -> Result<(), DriverError> {
         assert!(
-            block.fits(rows) && columns.len() == rows.size && conditional.len() == rows.size,
-            "a block of the matrix"
+            block.fits(rows)
+                && columns.len() == rows.problems * rows.size
+                && conditional.len() == columns.len()
+                && groups.is_none_or(|groups| groups.len().is_multiple_of(3 * rows.problems)),
+            "a block of each matrix"
         );
         let teams = Teams::of(block.length, ARRAYS).expect("the longest block was found to fit");
         let arguments = SolveArguments {
@@ -175,10 +185,12 @@ impl Kernels {
             conditional: conditional.device_ptr(stream).0,
             columns: columns.device_ptr(stream).0,
             groups: groups.map_or(0, |groups| groups.device_ptr(stream).0),
-            group_count: number(groups.map_or(0, |groups| groups.len() / 3)),
+            group_count: number(groups.map_or(0, |groups| groups.len() / 3 / rows.problems)),
+            problem_rows: number(rows.each),
             size: number(rows.size),
             start: number(block.start),
             length: number(block.length),
+            padding: 0,
         };
         let (stride, results) = (number(teams.stride), ResultArguments::of(rows, stream));
         let mut launch = stream.launch_builder(self.named(SOLVE_BLOCK));
@@ -190,8 +202,8 @@ impl Kernels {
         Ok(())
     }
 
-    /// Improves a block of columns: `gptq_descend_block`. `sums` are row sums `[groups, block]` and totals `[groups]` over the
-    /// Hessian, needed for grids with zero points where scales are improved.
+    /// Improves a block of columns: `gptq_descend_block`. `sums` are row sums `[problems, groups, block]` and totals
+    /// `[problems, groups]` over the Hessians, needed for grids with zero points where scales are improved.
     pub(in crate::backend::cuda) fn descend_block(
         &self,
         stream: &Arc<CudaStream>,
@@ -202,7 +214,7 @@ impl Kernels {
     ) -> Result<(), DriverError> {
         let groups = block.length.div_ceil(rows.grid[1] as usize);
         let has_sums = sums.is_some_and(|(row_sums, totals)| {
-            row_sums.len() == groups * block.length && totals.len() == groups
+            row_sums.len() == totals.len() * block.length && totals.len() == rows.problems * groups
         });
         assert!(block.fits(rows) && (has_sums || !refit || rows.grid[2] != 0), "a block of the matrix");
         let teams = Teams::of(block.length, ARRAYS).expect("the longest block was found to fit");
@@ -212,10 +224,12 @@ impl Kernels {
             hessian: block.matrix.device_ptr(stream).0,
             row_sums: sums.map_or(0, |(row_sums, _)| row_sums.device_ptr(stream).0),
             totals: sums.map_or(0, |(_, totals)| totals.device_ptr(stream).0),
+            problem_rows: number(rows.each),
             size: number(rows.size),
             start: number(block.start),
             length: number(block.length),
             refit: refit.into(),
+            padding: 0,
         };
         let (stride, results) = (number(teams.stride), ResultArguments::of(rows, stream));
         let mut launch = stream.launch_builder(self.named(DESCEND_BLOCK));

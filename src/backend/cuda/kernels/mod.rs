@@ -21,7 +21,7 @@ use cudarc::nvrtc::Ptx;
 pub(super) use affine::Rows;
 pub(super) use awq::{Grams, Scored};
 pub(super) use decoder::Softmax;
-pub(super) use gemm::{Factor, Matrices, Products};
+pub(super) use gemm::{Matrices, Products};
 pub(super) use gptq::Block;
 pub(super) use kquant::encoder;
 

@@ -15,7 +15,8 @@ use crate::quant::gram::Gram;
 fn assert_same(problem: &Problem, weights: &[f32], what: &str) {
     let Some((gpu, _one)) = gpu() else { return };
     let (of_cpu, loss_of_cpu) = clip::quantize(problem, weights, Simd::best());
-    let (of_gpu, loss_of_gpu) = gpu.solver(problem).unwrap().awq(weights).unwrap();
+    let (of_gpu, loss_of_gpu) =
+        gpu.solver(std::slice::from_ref(problem)).unwrap().awq(&[weights]).unwrap().remove(0);
     let at = of_cpu.codes().iter().zip(of_gpu.codes()).position(|(a, b)| a != b);
     assert_eq!(at, None, "first code that differs: {what}");
     assert!(of_cpu == of_gpu, "scales or zero points: {what}");

@@ -2,7 +2,7 @@
 
 use super::gpu;
 use crate::backend::Backend;
-use crate::backend::cuda::kernels::Factor;
+use crate::backend::cuda::kernels::{Matrices, Products};
 use crate::matmul::{View, multiply};
 use crate::noise::noise;
 use crate::quant::gram::Gram;
@@ -12,24 +12,38 @@ fn products_are_those_of_the_cpu_to_the_bit() {
     let Some((gpu, _one)) = gpu() else { return };
     let value = |i: usize| ((i * 7919 + i * i * 31) % 1009) as f32 / 500.0 - 1.0;
     for [m, k, n] in [[16, 1, 1], [64, 64, 64], [17, 515, 128], [96, 30, 65], [70, 512, 3], [1, 1100, 40]] {
-        // Factors are parts of larger matrices.
-        let (a_stride, b_stride) = (k + 3, n + 5);
-        let a: Vec<f32> = (0..(m + 2) * a_stride).map(value).collect();
-        let mut b: Vec<f32> = (0..(k + 1) * b_stride).map(|i| value(i + 5)).collect();
-        if n == 65 {
-            // What is not a number, or none that is there.
-            (b[3], b[70], b[200]) = (f32::NAN, f32::INFINITY, 1e-45);
+        for count in [1, 3] {
+            // Factors are parts of larger matrices, which lie one after the other.
+            let (a_stride, b_stride) = (k + 3, n + 5);
+            let (a_step, b_step) = ((m + 2) * a_stride, (k + 1) * b_stride);
+            let a: Vec<f32> = (0..count * a_step).map(value).collect();
+            let mut b: Vec<f32> = (0..count * b_step).map(|i| value(i + 5)).collect();
+            if n == 65 {
+                // What is not a number, or none that is there.
+                (b[3], b[70], b[200]) = (f32::NAN, f32::INFINITY, 1e-45);
+            }
+            let mut expected = vec![0.0; count * m * n];
+            for (z, out) in expected.chunks_exact_mut(m * n).enumerate() {
+                let left = View::block(&a[z * a_step..][..a_step], a_stride, 2..m + 2, 1..k + 1);
+                let right = View::block(&b[z * b_step..][..b_step], b_stride, 1..k + 1, 4..n + 4);
+                multiply(out, n, 0.0, 1.0, left, right);
+            }
+            let [a, b] = [&a, &b].map(|v| gpu.stream.clone_htod(v).unwrap());
+            let products = Products {
+                count,
+                shape: [m, n, k],
+                a: Matrices { values: &a, start: 2 * a_stride + 1, step: a_step, stride: a_stride },
+                b: Matrices { values: &b, start: b_stride + 4, step: b_step, stride: b_stride },
+                share: 1,
+                transposed: false,
+                bias: None,
+            };
+            let found = gpu.kernels.few_columns(&gpu.stream, &products).unwrap();
+            let found = gpu.stream.clone_dtoh(&found).unwrap();
+            let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+            let is_same = found.len() == expected.len() && found.iter().zip(&expected).all(same);
+            assert!(is_same, "{count} times {m} x {k} x {n}");
         }
-        let mut expected = vec![0.0; m * n];
-        let left = View::block(&a, a_stride, 2..m + 2, 1..k + 1);
-        multiply(&mut expected, n, 0.0, 1.0, left, View::block(&b, b_stride, 1..k + 1, 4..n + 4));
-        let [a, b] = [&a, &b].map(|v| gpu.stream.clone_htod(v).unwrap());
-        let left = Factor { values: &a, stride: a_stride, rows: 2..m + 2, columns: 1..k + 1 };
-        let right = Factor { values: &b, stride: b_stride, rows: 1..k + 1, columns: 4..n + 4 };
-        let found = gpu.kernels.product(&gpu.stream, &left, &right).unwrap();
-        let found = gpu.stream.clone_dtoh(&found).unwrap();
-        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
-        assert!(found.len() == m * n && found.iter().zip(&expected).all(same), "{m} x {k} x {n}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Weights to test encoders with, the same on every machine: made of integers and single multiplications alone.
 
+use crate::calib::random::SplitMix64;
+
 /// Rows of one kind of weights.
 pub(crate) struct Part {
     /// What is in it, for messages.
@@ -16,29 +18,26 @@ pub(crate) struct Part {
 const COLUMNS: usize = 768;
 const ROWS: usize = 7;
 
-/// SplitMix64.
-pub(super) struct Random(pub(super) u64);
+/// Numbers of all kinds.
+pub(super) struct Random(SplitMix64);
 
 impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    pub(super) fn new(seed: u64) -> Random {
+        Random(SplitMix64::new(seed))
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        (self.bits() >> 11) % n
+        (self.0.bits() >> 11) % n
     }
 
     /// Evenly spread over 0..1.
     fn uniform(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / 16_777_216.0
+        (self.0.bits() >> 40) as f32 / 16_777_216.0
     }
 
     /// About normally distributed, with standard deviation 1: the sum of twelve even ones.
     pub(super) fn normal(&mut self) -> f32 {
-        let sum: i64 = (0..12).map(|_| (self.bits() >> 46) as i64).sum();
+        let sum: i64 = (0..12).map(|_| (self.0.bits() >> 46) as i64).sum();
         (sum - 6 * 262_144) as f32 / 262_144.0
     }
 }
@@ -80,10 +79,12 @@ fn weight(kind: &str, r: &mut Random, i: usize, of_block: (f32, usize)) -> f32 {
         "positive" => r.uniform() + 0.05,
         "around 1e-30" => normal * 1e-30,
         "around 1e30" => normal * 1e30,
-        "subnormal" => f32::from_bits((r.bits() as u32 & 0x007f_ffff) >> r.below(16)).copysign(normal),
+        "subnormal" => f32::from_bits((r.0.bits() as u32 & 0x007f_ffff) >> r.below(16)).copysign(normal),
         "bfloat16" => f32::from_bits(normal.to_bits() & 0xffff_0000),
         "halves" => (r.below(33) as f32 - 16.0) * 0.5,
-        "any exponent" => f32::from_bits((r.bits() as u32 & 0x807f_ffff) | (40 + r.below(170) as u32) << 23),
+        "any exponent" => {
+            f32::from_bits((r.0.bits() as u32 & 0x807f_ffff) | (40 + r.below(170) as u32) << 23)
+        }
         "any magnitude" => normal * f32::from_bits((127 + (level * 120.0) as u32) << 23),
         "around 1e-38" => normal * 1e-38,
         "around 1e-15" => normal * 1e-15,
@@ -101,7 +102,7 @@ fn importance(kind: usize, r: &mut Random) -> Option<Vec<f32>> {
         1 => r.uniform() + 0.01,
         2 => r.uniform() * r.below(2) as f32,
         3 => 1.0,
-        4 => f32::from_bits((r.bits() as u32 & 0x007f_ffff) | (70 + r.below(114) as u32) << 23),
+        4 => f32::from_bits((r.0.bits() as u32 & 0x007f_ffff) | (70 + r.below(114) as u32) << 23),
         _ => r.uniform() * r.below(33).saturating_sub(31) as f32,
     };
     (kind > 0).then(|| (0..COLUMNS).map(|_| one(r)).collect())
@@ -109,7 +110,7 @@ fn importance(kind: usize, r: &mut Random) -> Option<Vec<f32>> {
 
 /// All kinds of weights, each without importance and with five kinds of it.
 pub(crate) fn parts() -> Vec<Part> {
-    let mut r = Random(20);
+    let mut r = Random::new(20);
     let mut parts = Vec::new();
     for kind in KINDS {
         for with in 0..6 {

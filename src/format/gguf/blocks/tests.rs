@@ -99,7 +99,7 @@ fn blocks_decode_as_in_llama_cpp() {
 /// the 9th or 12th bit.
 #[test]
 fn decoded_weights_are_near_the_encoded_ones() {
-    let mut r = Random(1);
+    let mut r = Random::new(1);
     let src: Vec<f32> = (0..256 * 64).map(|_| r.normal() * 0.02).collect();
     let energy: f64 = src.iter().map(|&v| f64::from(v).powi(2)).sum();
     let bounds = [
@@ -158,7 +158,7 @@ fn sources_are_widened_exactly() {
 
 #[test]
 fn floats_round_to_half_precision_and_bfloat16() {
-    let mut r = Random(3);
+    let mut r = Random::new(3);
     let mut src: Vec<f32> =
         (0..=u16::MAX).map(|h| half::f16::from_bits(h).to_f32()).filter(|v| !v.is_nan()).collect();
     // Between neighbours: halfway, and a little to both sides of it.

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
 
 use super::encoder::{Encoder, SpecialTokens};
 use crate::error::{Error, Kind, Result};
@@ -104,10 +103,9 @@ impl Rebuilt {
     /// # Errors
     /// `Invalid` if the library does not take the definition.
     pub fn encoder(&self) -> Result<Encoder> {
-        let tokenizer = Tokenizer::from_bytes(self.definition.to_string()).map_err(|e| {
-            Error::new(Kind::Invalid, "the vocabulary does not make a usable tokenizer").because(e)
-        })?;
-        Ok(Encoder::new(tokenizer, self.special.clone()))
+        let definition = self.definition.to_string();
+        let what = || "the vocabulary does not make a usable tokenizer".to_owned();
+        Encoder::of_definition(definition.as_bytes(), self.special.clone(), what)
     }
 
     /// Writes `tokenizer.json`, `tokenizer_config.json` and, of SentencePiece, `tokenizer.model` into `dir`.

@@ -29,15 +29,24 @@ fn hessian(i: f32) -> f32 {
     2.0 / (1.0 + (row - column).abs())
 }
 
+/// Those of two problems, each of which has half of the rows.
+fn of_problem(i: f32) -> f32 {
+    let values = (SIZE * SIZE) as f32;
+    if i < values { hessian(i) } else { 1.5 * hessian(i - values) }
+}
+
 fn solve(given: &mut Given<'_>) -> Vec<Vec<u8>> {
     let weights = given.floats(ROWS * SIZE, weight);
     let product = given.floats(ROWS * SIZE, |i| (i * 0.11).cos() * 0.1);
-    let factor = given.floats(SIZE * SIZE, hessian);
-    let conditional = given.floats(SIZE, |i| 1.0 + i / 10.0);
-    let columns: Vec<u8> = (0..SIZE as u32).rev().flat_map(u32::to_le_bytes).collect();
+    let factor = given.floats(2 * SIZE * SIZE, of_problem);
+    let conditional = given.floats(2 * SIZE, |i| 1.0 + i / 10.0);
+    let reversed = (0..SIZE as u32).rev();
+    let columns: Vec<u8> = reversed.chain(0..SIZE as u32).flat_map(u32::to_le_bytes).collect();
     let columns = given.bytes(&columns);
-    let groups = given.bytes(&pointers(&[], &[1, 0, GROUP, 0, GROUP, SIZE]));
-    let block = pointers(&[weights, product, factor, conditional, columns, groups], &[2, SIZE, 0, SIZE]);
+    let groups = [1, 0, GROUP, 0, GROUP, SIZE, 0, 0, GROUP, 1, GROUP, SIZE];
+    let groups = given.bytes(&pointers(&[], &groups));
+    let block =
+        pointers(&[weights, product, factor, conditional, columns, groups], &[2, ROWS / 2, SIZE, 0, SIZE, 0]);
     let [codes, errors] = [(); 2].map(|()| given.result(ROWS * SIZE, |_| 0.0));
     let [scales, zeros] = [(); 2].map(|()| given.result(ROWS * 2, |_| 0.0));
     vec![block, number(STRIDE), grid(), pointers(&[codes, errors, scales, zeros], &[])]
@@ -55,10 +64,11 @@ const SOLVE: Case = Case {
 fn descend(given: &mut Given<'_>) -> Vec<Vec<u8>> {
     let weights = given.floats(ROWS * SIZE, weight);
     let product = given.floats(ROWS * SIZE, |i| (i * 0.11).cos() * 0.3);
-    let hessian = given.floats(SIZE * SIZE, hessian);
-    let row_sums = given.floats(2 * SIZE, |i| 1.0 + i * 0.02);
-    let totals = given.floats(2, |i| 40.0 + i);
-    let block = pointers(&[weights, product, hessian, row_sums, totals], &[SIZE, 0, SIZE, 1]);
+    let hessian = given.floats(2 * SIZE * SIZE, of_problem);
+    let row_sums = given.floats(4 * SIZE, |i| 1.0 + i * 0.02);
+    let totals = given.floats(4, |i| 40.0 + i);
+    let numbers = [ROWS / 2, SIZE, 0, SIZE, 1, 0];
+    let block = pointers(&[weights, product, hessian, row_sums, totals], &numbers);
     let codes = given.result(ROWS * SIZE, |i| (i * 1.3).sin().mul_add(4.0, 0.5).floor());
     let errors = given.result(ROWS * SIZE, |_| 0.0);
     let scales = given.result(ROWS * 2, |_| 0.25);
@@ -76,13 +86,13 @@ const DESCEND: Case = Case {
 fn clip(given: &mut Given<'_>) -> Vec<Vec<u8>> {
     let weights = given.floats(ROWS * SIZE, weight);
     let product = given.floats(ROWS * GROUP, |i| (i * 0.11).cos() * 0.3);
-    let grams = given.floats(2 * GROUP * GROUP, |i| 1.0 / (1.0 + (i % 33.0)));
+    let grams = given.floats(4 * GROUP * GROUP, |i| 1.0 / (1.0 + (i % 33.0)));
     let codes = given.result(ROWS * SIZE, |i| (i * 1.3).sin().mul_add(4.0, 0.5).floor());
     let errors = given.result(ROWS * SIZE, |i| (i * 0.7).cos() * 0.1);
     let scales = given.result(ROWS * 2, |_| 0.25);
     let zeros = given.result(ROWS * 2, |_| 7.0);
     let mut all = [weights, product, grams].map(|a| a.to_le_bytes().to_vec()).to_vec();
-    all.extend([SIZE, 1, GROUP, 40].map(number));
+    all.extend([ROWS / 2, SIZE, 1, GROUP, 40].map(number));
     all.push(grid());
     all.extend([codes, errors, scales, zeros].map(|a| a.to_le_bytes().to_vec()));
     all
@@ -117,13 +127,15 @@ const SCORE: Case = Case {
 
 fn product(given: &mut Given<'_>) -> Vec<Vec<u8>> {
     let (m, n, k) = (ROWS, SIZE + 3, 40);
-    let a = given.floats(m * k, weight);
-    let b = given.floats(k * n, |i| (i * 0.9).cos());
-    let out = given.result(m * n, |_| 0.0);
+    let a = given.floats(2 * m * k, weight);
+    let b = given.floats(2 * k * n, |i| (i * 0.9).cos());
+    let out = given.result(2 * m * n, |_| 0.0);
     vec![
         a.to_le_bytes().to_vec(),
+        (m * k).to_le_bytes().to_vec(),
         number(k),
         b.to_le_bytes().to_vec(),
+        (k * n).to_le_bytes().to_vec(),
         number(n),
         number(m),
         number(n),
@@ -136,7 +148,7 @@ fn product(given: &mut Given<'_>) -> Vec<Vec<u8>> {
 const PRODUCT: Case = Case {
     source: "#include \"gemm.cu\"\n",
     kernel: "gemm_chunks",
-    grid: [2, 1, 1],
+    grid: [2, 1, 2],
     block: 64,
     dynamic_shared: 0,
     arguments: product,
@@ -193,6 +205,11 @@ fn an_index_off_by_one_is_caught() {
     assert_noticed(&SOLVE, ("gptq/solve.cuh", "i < block.length; i += TEAM", "i <= block.length; i += TEAM"));
     assert_noticed(&DESCEND, ("gptq/descent.cuh", "group <= last_group", "group < last_group"));
     assert_noticed(&CLIP, ("awq/products.cuh", "t < min(start", "t + 1 < min(start"));
+    let of_first_problem = ("rows/team.cuh", "return row / rows;", "return 0 * rows;");
+    for case in [&SOLVE, &DESCEND, &CLIP] {
+        assert_noticed(case, of_first_problem);
+    }
+    assert_noticed(&PRODUCT, ("gemm.cu", "b + z * b_step", "b"));
     assert_noticed(&SCORE, ("awq/score.cuh", "gram.values[i * (stride + 1)]", "gram.values[i * stride + 1]"));
     let reads = faults(&PRODUCT, ("product.cuh", "row < size && depth < end", "row <= size && depth <= end"));
     let Some(reads) = reads else { return };
@@ -217,8 +234,10 @@ fn a_shared_variable_that_is_not_initialised_is_caught() {
 #[test]
 fn arguments_in_the_wrong_order_are_caught() {
     let Some(nvcc) = nvcc() else { return };
-    // Weights and products; size and group; strides; rows and columns.
-    for (case, swapped) in [(&CLIP, [0, 1]), (&CLIP, [3, 4]), (&PRODUCT, [1, 3]), (&PRODUCT, [4, 5])] {
+    // Weights and products; size and group; steps; strides; rows and columns.
+    for (case, swapped) in
+        [(&CLIP, [0, 1]), (&CLIP, [4, 5]), (&PRODUCT, [1, 4]), (&PRODUCT, [2, 5]), (&PRODUCT, [6, 7])]
+    {
         let ptx = compile(&nvcc, case.source, None);
         let expected = run(case, &ptx, Order::Forward, None).unwrap();
         let found = run(case, &ptx, Order::Forward, Some(swapped));
