@@ -42,6 +42,7 @@ def peer(method, out):
     """In a process of its own: what is left from one run must not slow the next."""
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
     from gptqmodel.quantization import FORMAT, METHOD
     from transformers import AutoTokenizer
 
@@ -55,7 +56,11 @@ def peer(method, out):
     options = {"bits": args.bits, "group_size": args.group_size}
     if method == "awq":
         options |= {"quant_method": METHOD.AWQ, "format": FORMAT.GEMM}
-    dtype = {"dtype": getattr(torch, args.peer_dtype)} if args.peer_dtype else {}
+    dtype = {}
+    if args.peer_dtype:
+        dtype["dtype"] = getattr(torch, args.peer_dtype)
+        # It would compute everything, and refuse to pack what did not come in 16 bits.
+        AwqTorchLinear.SUPPORTS_DTYPES = [*AwqTorchLinear.SUPPORTS_DTYPES, dtype["dtype"]]
     model = GPTQModel.load(str(args.model), QuantizeConfig(**options), device="cpu", **dtype)
     start = time.monotonic()
     model.quantize(rows, batch_size=1)

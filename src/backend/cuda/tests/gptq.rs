@@ -166,7 +166,9 @@ fn problems_that_are_solved_together_have_the_codes_of_the_cpu() {
             let weights: Vec<Vec<f32>> = (0..3).map(|seed| noise(50 + seed, 21 * size)).collect();
             let views: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
             let solver = gpu.solver(&problems).unwrap();
-            for (by_awq, found) in [(false, solver.gptq(&views)), (true, solver.awq(&views))] {
+            // AWQ moves zero points, which a symmetric grid has none of.
+            let by_awq = (!grid.symmetric).then(|| (true, solver.awq(&views)));
+            for (by_awq, found) in std::iter::once((false, solver.gptq(&views))).chain(by_awq) {
                 for ((problem, weights), (linear, loss)) in problems.iter().zip(&views).zip(found.unwrap()) {
                     let of_cpu = if by_awq {
                         clip::quantize(problem, weights, Simd::best())
