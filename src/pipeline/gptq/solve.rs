@@ -110,8 +110,7 @@ impl Solver<'_> {
         }
         let all: usize = inputs.iter().map(|input| input.matrices.len()).sum();
         let prepared = started.elapsed().as_secs_f64() / all.max(1) as f64;
-        let mut order =
-            inputs.iter().enumerate().flat_map(|(i, input)| input.matrices.iter().map(move |m| (i, *m)));
+        let mut order = inputs.iter().flat_map(|input| input.matrices.iter().copied());
         let mut next = order.next();
         let mut waiting = BTreeMap::new();
         for set in &sets {
@@ -120,7 +119,7 @@ impl Solver<'_> {
                 let solved = self.solve(&*solver, set, place, &inputs, prepared, layer)?;
                 waiting.extend(solved.into_iter().map(|solved| (solved.matrix.name.as_str(), solved)));
                 // Results are taken in the order of the inputs, whichever were solved together.
-                while let Some((_, matrix)) = next
+                while let Some(matrix) = next
                     && let Some(Solved { linear, reported, .. }) = waiting.remove(matrix.name.as_str())
                 {
                     let bias = matrix.read_bias(self.walk.weights)?;
