@@ -94,7 +94,8 @@ impl Error {
         Error::new(kind, what).because(e)
     }
 
-    /// An I/O failure while writing. The place that was meant to take the output does not: that is a lack of resources.
+    /// An I/O failure while writing, or while reading back what a run has put aside for itself. The place that was meant to take
+    /// it does not: that is a lack of resources.
     pub fn output(what: impl Into<String>, e: std::io::Error) -> Self {
         use std::io::ErrorKind::*;
         let kind = match e.kind() {

@@ -45,7 +45,7 @@ impl Spill {
         let mut values = vec![0f32; shape.iter().product()];
         self.file
             .read_exact_at(bytemuck::cast_slice_mut(&mut values), at)
-            .map_err(|e| Error::io("cannot read hidden states from the disk", e))?;
+            .map_err(|e| Error::output("cannot read hidden states from the disk", e))?;
         Ok(Tensor::from_vec(values, (shape[0], shape[1], shape[2]), &Device::Cpu)?)
     }
 }
