@@ -290,9 +290,12 @@ impl Checkpoint {
         Ok(self.dir.join(name))
     }
 
-    /// The error for a file that is what was written and still cannot be used.
+    /// The error for a file that is what was written and still cannot be used: it is damaged, unless memory is short.
     pub fn unusable(&self, name: &str, e: &Error) -> Error {
-        damaged(&self.dir, &format!("{name}: {e}"))
+        match e.kind() {
+            Kind::Resources => Error::new(Kind::Resources, format!("{name} of the checkpoint: {e}")),
+            _ => damaged(&self.dir, &format!("{name}: {e}")),
+        }
     }
 
     /// Notes that the file or directory at `temporary` is the job's result and about to be renamed to its place: should
