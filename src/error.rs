@@ -98,12 +98,14 @@ impl Error {
     /// it does not: that is a lack of resources.
     pub fn output(what: impl Into<String>, e: std::io::Error) -> Self {
         use std::io::ErrorKind::*;
-        let kind = match e.kind() {
+        // What a writer was given may have failed before it was written, and has said what it is.
+        let own = e.get_ref().and_then(|inner| inner.downcast_ref::<Error>()).map(Error::kind);
+        let kind = own.unwrap_or_else(|| match e.kind() {
             StorageFull | QuotaExceeded | FileTooLarge | OutOfMemory | ReadOnlyFilesystem
             | PermissionDenied => Kind::Resources,
             _ if e.raw_os_error() == Some(libc::EIO) => Kind::Resources,
             _ => Kind::Other,
-        };
+        });
         Error::new(kind, what).because(e)
     }
 
@@ -152,5 +154,25 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         // The cause is already part of the message.
         self.source.as_deref().and_then(|s| s.source())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_failed_before_it_could_be_written_keeps_its_kind() {
+        let eio = || io::Error::from_raw_os_error(libc::EIO);
+        for (inner, kind) in [
+            (Error::output("cannot read states back", eio()), Kind::Resources),
+            (Error::io("cannot read the source", eio()), Kind::Other),
+            (Error::new(Kind::Invalid, "no number"), Kind::Invalid),
+        ] {
+            assert_eq!(Error::output("cannot write a part", io::Error::other(inner)).kind(), kind);
+        }
+        assert_eq!(Error::output("cannot write a part", io::Error::other("what?")).kind(), Kind::Other);
     }
 }

@@ -9,3 +9,8 @@ pub(crate) fn noise(seed: u32, n: usize) -> Vec<f32> {
     };
     std::iter::repeat_with(next).take(n).collect()
 }
+
+/// Numbers from -1 to 1, always the same for a seed.
+pub(crate) fn wide_noise(seed: u32, n: usize) -> Vec<f32> {
+    noise(seed, n).into_iter().map(|v| 2.0 * v).collect()
+}

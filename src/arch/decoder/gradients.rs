@@ -14,16 +14,12 @@ use super::softmax::CausalSoftmax;
 use super::{Activations, Decoder, Layer, product};
 use crate::arch::Model;
 use crate::arch::spec::Activation;
+use crate::noise::wide_noise;
 use crate::source::config::Config;
 use crate::source::safetensors::Tensors;
 
-/// Numbers from -1 to 1.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
-    crate::noise::noise(seed, count).into_iter().map(|x| 2.0 * x).collect()
-}
-
 fn tensor(shape: &[usize], seed: u32) -> Tensor {
-    Tensor::from_vec(noise(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
+    Tensor::from_vec(wide_noise(seed, shape.iter().product()), shape, &Device::Cpu).unwrap()
 }
 
 /// The sum of all values, each times a fixed number.
@@ -43,7 +39,7 @@ fn root_mean_square(x: &Tensor) -> f64 {
 /// The same in float64.
 fn weighted_values(y: &Tensor) -> Vec<f64> {
     let values = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let weights = noise(values.len(), 99);
+    let weights = wide_noise(99, values.len());
     values.iter().zip(weights).map(|(v, w)| f64::from(*v) * f64::from(w)).collect()
 }
 

@@ -187,7 +187,7 @@ impl Hidden {
     /// The states of all windows, batch by batch: `[windows, tokens, hidden]`.
     ///
     /// # Errors
-    /// `Other` if they cannot be read from the disk.
+    /// `Resources` or `Other` if they cannot be read from the disk.
     pub fn states(&self) -> impl Iterator<Item = Result<Tensor>> {
         self.batches.iter().map(|batch| batch.get(self.spill.as_ref()))
     }

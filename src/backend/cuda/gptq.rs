@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DriverError};
 
-use super::kernels::{self, Block, Products, Rows};
+use super::kernels::{self, Block, Rows};
 use super::solver::OnGpu;
 use crate::quant::gptq::Problem;
 use crate::quant::gptq::descent::{GroupSums, blocks_of, is_whole_row};
@@ -116,28 +116,10 @@ impl OnGpu<'_> {
         }
         for (block, groups) in order.blocks.iter().zip(&matrices.groups) {
             let (size, steps) = (rows.size, block.steps.clone());
-            let product = kernels.few_columns(
-                stream,
-                &Products {
-                    count: rows.problems,
-                    shape: [rows.each, steps.len(), steps.start],
-                    a: kernels::Matrices {
-                        values: &rows.errors,
-                        start: 0,
-                        step: rows.each * size,
-                        stride: size,
-                    },
-                    b: kernels::Matrices {
-                        values: factor,
-                        start: steps.start,
-                        step: size * size,
-                        stride: size,
-                    },
-                    share: 1,
-                    transposed: false,
-                    bias: None,
-                },
-            )?;
+            let shape = (rows.problems, [rows.each, steps.len(), steps.start]);
+            let earlier = kernels::Matrices::stacked(&rows.errors, [rows.each, size], 0);
+            let factors = kernels::Matrices::stacked(factor, [size, size], steps.start);
+            let product = kernels.few_columns(stream, shape, earlier, factors)?;
             let block = Block { product: &product, matrix: factor, start: steps.start, length: steps.len() };
             let order = (&matrices.columns, &matrices.conditional);
             kernels.solve_block(stream, rows, block, order, groups.as_ref())?;

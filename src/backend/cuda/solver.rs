@@ -7,7 +7,7 @@ use cudarc::driver::{CudaSlice, DriverError};
 use half::f16;
 
 use super::gptq::Matrices;
-use super::kernels::{self, Block, Grams, Products, Rows};
+use super::kernels::{self, Block, Grams, Rows};
 use super::{Cuda, is_out_of_memory};
 use crate::backend::Solver;
 use crate::error::{Kind, Result};
@@ -287,17 +287,9 @@ impl<'a> OnGpu<'a> {
         columns: Range<usize>,
     ) -> Result<CudaSlice<f32>, DriverError> {
         let size = self.problems[0].size;
-        let matrices =
-            |values, start, rows| kernels::Matrices { values, start, step: rows * size, stride: size };
-        let products = Products {
-            count: self.problems.len(),
-            shape: [each, columns.len(), size],
-            a: matrices(x, 0, each),
-            b: matrices(&self.matrices.hessian, columns.start, size),
-            share: 1,
-            transposed: false,
-            bias: None,
-        };
-        self.gpu.kernels.few_columns(&self.gpu.stream, &products)
+        let shape = (self.problems.len(), [each, columns.len(), size]);
+        let x = kernels::Matrices::stacked(x, [each, size], 0);
+        let hessians = kernels::Matrices::stacked(&self.matrices.hessian, [size, size], columns.start);
+        self.gpu.kernels.few_columns(&self.gpu.stream, shape, x, hessians)
     }
 }

@@ -227,20 +227,17 @@ impl Fixed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::wide_noise;
 
     const GRID: Grid = Grid { bits: 3, group_size: 8, symmetric: true };
-
-    /// Numbers from -1 to 1.
-    fn noise(count: usize, seed: u32) -> Vec<f32> {
-        crate::noise::noise(seed, count).iter().map(|v| 2.0 * v).collect()
-    }
 
     /// Codes anywhere on the grid, and scales of either sign.
     fn linear(grid: Grid, shape: [usize; 2]) -> QuantizedLinear {
         let top = f32::from(grid.max_code());
-        let codes = noise(shape[0] * shape[1], 1).into_iter().map(|x| ((x + 1.0) / 2.0 * top).round() as u8);
+        let codes =
+            wide_noise(1, shape[0] * shape[1]).into_iter().map(|x| ((x + 1.0) / 2.0 * top).round() as u8);
         let groups = shape[0] * grid.groups(shape[1]);
-        let scales = noise(groups, 2).iter().map(|x| f16::from_f32(x * 0.1 + 0.01)).collect();
+        let scales = wide_noise(2, groups).iter().map(|x| f16::from_f32(x * 0.1 + 0.01)).collect();
         let zeros =
             (0..groups).map(|i| if grid.symmetric { grid.middle() } else { i as u8 % (grid.max_code() + 1) });
         QuantizedLinear::new(shape, grid, codes.collect(), scales, zeros.collect(), None).unwrap()
@@ -250,7 +247,7 @@ mod tests {
     fn it_starts_from_the_codes_and_scales_that_were_there() {
         for symmetric in [true, false] {
             let linear = linear(Grid { symmetric, ..GRID }, [5, 20]);
-            for weights in [noise(100, 3), vec![1e9; 100], vec![f32::NAN; 100], linear.dequantize()] {
+            for weights in [wide_noise(3, 100), vec![1e9; 100], vec![f32::NAN; 100], linear.dequantize()] {
                 let learned = Learned::new(&linear, &weights, Rule::Sign);
                 assert_eq!(learned.quantized(), linear);
                 assert_eq!(learned.weights(), linear.dequantize());
@@ -262,8 +259,8 @@ mod tests {
     fn no_code_changes_before_its_position_has_come_a_quarter_of_a_code() {
         let linear = linear(GRID, [5, 20]);
         // Most of these weights lie beyond their codes.
-        let mut learned = Learned::new(&linear, &noise(100, 3), Rule::Sign);
-        let (gradient, rates) = (noise(100, 4), Rates { positions: 0.02, scales: 0.0 });
+        let mut learned = Learned::new(&linear, &wide_noise(3, 100), Rule::Sign);
+        let (gradient, rates) = (wide_noise(4, 100), Rates { positions: 0.02, scales: 0.0 });
         (0..12).for_each(|_| learned.step(&gradient, rates));
         assert_eq!(learned.quantized(), linear);
         (0..26).for_each(|_| learned.step(&gradient, rates));
@@ -326,9 +323,9 @@ mod tests {
             let linear = linear(GRID, [5, 20]);
             let mut learned = Learned::new(&linear, &linear.dequantize(), rule);
             let rates = Rates { positions: 0.3, scales: 0.01 };
-            learned.step(&noise(100, 5), rates);
+            learned.step(&wide_noise(5, 100), rates);
             let kept = learned.quantized();
-            (0..9).for_each(|i| learned.step(&noise(100, 6 + i), rates));
+            (0..9).for_each(|i| learned.step(&wide_noise(6 + i, 100), rates));
             assert_ne!(learned.quantized(), kept);
             learned.reset(&kept);
             assert_eq!(learned.quantized(), kept);

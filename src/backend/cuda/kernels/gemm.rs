@@ -37,6 +37,15 @@ impl<'a> Matrices<'a> {
         Matrices { values, start: 0, step: 0, stride: columns }
     }
 
+    /// Columns from `start` on of matrices of `rows` and `columns`, one after the other.
+    pub(in crate::backend::cuda) fn stacked(
+        values: &'a CudaSlice<f32>,
+        [rows, columns]: [usize; 2],
+        start: usize,
+    ) -> Matrices<'a> {
+        Matrices { values, start, step: rows * columns, stride: columns }
+    }
+
     /// Whether `count` matrices of this shape lie there.
     fn fits(&self, count: usize, [rows, columns]: [usize; 2]) -> bool {
         let last = (count - 1) * self.step + (rows - 1) * self.stride + columns;
@@ -140,26 +149,24 @@ impl Kernels {
         Ok(())
     }
 
-    /// Computes products of few columns, `[count, rows, columns]`, bit for bit those of [`crate::matmul`]: `gemm_chunks`.
+    /// Computes products of few columns, `[count, rows, columns]`, bit for bit those of [`crate::matmul`]: `gemm_chunks`. As in
+    /// [`Products`], there are `count` of them, of rows, columns and lengths of sums; each has a right factor of its own.
     ///
     /// # Panics
-    /// If sizes do not fit each other, or if the products are none of those that it computes: each has a right factor of its
-    /// own that is not transposed, and no bias.
+    /// If sizes do not fit each other.
     pub(in crate::backend::cuda) fn few_columns(
         &self,
         stream: &Arc<CudaStream>,
-        products: &Products<'_>,
+        (count, [m, n, k]): (usize, [usize; 3]),
+        a: Matrices<'_>,
+        b: Matrices<'_>,
     ) -> Result<CudaSlice<f32>, DriverError> {
-        let Products { count, shape: [m, n, k], a, b, share, transposed, bias } = *products;
         let values = count * m * n;
         let chunks = k.div_ceil(CHUNK);
         if chunks == 0 || values == 0 {
             return stream.alloc_zeros::<f32>(values.max(1));
         }
-        assert!(
-            a.fits(count, [m, k]) && b.fits(count, [k, n]) && share == 1 && !transposed && bias.is_none(),
-            "{products:?}"
-        );
+        assert!(a.fits(count, [m, k]) && b.fits(count, [k, n]), "{a:?} times {b:?}");
         // SAFETY: the kernel below writes every element before any is read.
         let mut parts = unsafe { stream.alloc::<f32>(chunks * values)? };
         let (from_a, from_b) = (a.values.slice(a.start..), b.values.slice(b.start..));

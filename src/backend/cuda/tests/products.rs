@@ -2,7 +2,7 @@
 
 use super::gpu;
 use crate::backend::Backend;
-use crate::backend::cuda::kernels::{Matrices, Products};
+use crate::backend::cuda::kernels::Matrices;
 use crate::matmul::{View, multiply};
 use crate::noise::noise;
 use crate::quant::gram::Gram;
@@ -29,16 +29,9 @@ fn products_are_those_of_the_cpu_to_the_bit() {
                 multiply(out, n, 0.0, 1.0, left, right);
             }
             let [a, b] = [&a, &b].map(|v| gpu.stream.clone_htod(v).unwrap());
-            let products = Products {
-                count,
-                shape: [m, n, k],
-                a: Matrices { values: &a, start: 2 * a_stride + 1, step: a_step, stride: a_stride },
-                b: Matrices { values: &b, start: b_stride + 4, step: b_step, stride: b_stride },
-                share: 1,
-                transposed: false,
-                bias: None,
-            };
-            let found = gpu.kernels.few_columns(&gpu.stream, &products).unwrap();
+            let left = Matrices { values: &a, start: 2 * a_stride + 1, step: a_step, stride: a_stride };
+            let right = Matrices { values: &b, start: b_stride + 4, step: b_step, stride: b_stride };
+            let found = gpu.kernels.few_columns(&gpu.stream, (count, [m, n, k]), left, right).unwrap();
             let found = gpu.stream.clone_dtoh(&found).unwrap();
             let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
             let is_same = found.len() == expected.len() && found.iter().zip(&expected).all(same);
