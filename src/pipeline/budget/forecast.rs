@@ -161,11 +161,16 @@ impl Operations<'_> {
         }
     }
 
-    /// Tuning of all layers: the way forward, and back with each layer computed again; the head for both models, and back.
+    /// Tuning of all layers: the original model on all rows; the choice of layers, each of which is left out in turn; the way
+    /// forward, and back with each layer computed again; the head for both models, and back.
     fn tune(&self, tokens: Tokens) -> f64 {
+        let original = (tokens.calibration * (1 + tune::VARIANTS)) as f64;
         let learned = (tune::WHOLE_STEPS * tune::ROWS * tokens.row) as f64;
-        let looks = (tune::WHOLE_STEPS / tune::WHOLE_LOOK * (tokens.calibration / tune::HELD_OUT)) as f64;
-        learned * (4.0 * self.model() + 3.0 * self.head) + looks * (self.model() + 2.0 * self.head)
+        let looks = tune::WHOLE_STEPS / tune::WHOLE_LOOK + self.matrices.len();
+        let judged = (looks * (tokens.calibration / tune::HELD_OUT)) as f64;
+        original * self.model()
+            + learned * (4.0 * self.model() + 3.0 * self.head)
+            + judged * (self.model() + 2.0 * self.head)
     }
 
     /// Finding sensitivities: a trial costs half of the layers on average.

@@ -24,7 +24,7 @@ use block::Lesson;
 pub(in crate::pipeline) use descent::Store;
 use descent::{Decay, Schedule, descend, descend_stored};
 use examples::Examples;
-pub(super) use examples::HELD_OUT;
+pub(super) use examples::{HELD_OUT, VARIANTS};
 use report::Curve;
 pub(super) use student::Quantized;
 use student::Student;

@@ -13,7 +13,7 @@ use crate::arch::decoder::{Activations, Decoder, Head, Hidden, Layer, Norm};
 use crate::error::{Error, Kind, Result};
 use crate::eval::divergence::Divergence;
 use crate::pipeline::layerwise::Watch;
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use crate::quant::QuantizedLinear;
 use crate::quant::learned::{LearnedNorm, Rates, Rule};
 
@@ -84,11 +84,14 @@ impl<'a> Model<'a> {
         watch: Watch<'a>,
     ) -> Result<Model<'a>> {
         let mut examples = Examples::split(windows, decoder);
-        let windows = [windows, &examples.cut_again(windows, decoder)].concat();
+        let windows = [windows, &examples.vary(windows, decoder)].concat();
         let mut hidden = Hidden::embed(original, &windows)?;
+        watch.progress.begin("Computing the original model", original.layers() as u64, Unit::Layers);
         for layer in 0..original.layers() {
             hidden.advance(&original.layer(layer)?, &mut (), watch.cancel)?;
+            watch.progress.advance(1);
         }
+        watch.progress.end();
         let targets =
             (0..windows.len()).map(|row| original.norm(&hidden.window(row)?)).collect::<Result<_>>()?;
         let norm = decoder.output_norm()?;
