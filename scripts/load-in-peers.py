@@ -53,7 +53,7 @@ for scope, level in (("block", "2bit"), ("global", "3bit"), ("global", "4bit")):
     VARIANTS[name] = ("gptq", level, ["--tune", scope, "--tune-steps", "20"])
 VARIANTS["gptq --target-bpw 3.3"] = ("gptq", None, ["--target-bpw", "3.3"])
 VARIANTS["gptq 4bit with 8-bit down, --tune global"] = (
-    "gptq", "4bit", ["--linear-bits", "down_proj=8", "--tune", "global", "--tune-steps", "20"]
+    "gptq", "4bit", ["--linear-bits", "down_proj=8bit", "--tune", "global", "--tune-steps", "20"]
 )  # fmt: skip
 # transformers does not read GPTQ's overrides.
 MIXED = re.compile("target-bpw|8-bit")
