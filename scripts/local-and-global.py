@@ -8,8 +8,9 @@ usage: scripts/local-and-global.py MODEL TRAIN_TEXT HELD_OUT_TEXT -o PAGE.html [
 Every model is quantized by each method with the same rows, the first of TRAIN_TEXT (their hash is printed): rounding to the
 nearest code, GPTQ, and GPTQ tuned by --tune block and --tune global. Of each are measured, on those rows and on the windows of
 HELD_OUT_TEXT: the squared error of all matrices' outputs per their energy (the local error, by `analyze quality`), and the KL
-divergence from the original model (the global loss). Then the loss along the line from the original weights (0) to the quantized
-ones (1) and beyond, and along random directions that are as long in every tensor. The page has all of it, in charts and a table.
+divergence from the original model (the global loss). Then the distance of the weights from the original ones per their length, and
+the loss along the line from the original weights (0) to the quantized ones (1) and beyond, and along random directions that are as
+long in every tensor. The page has all of it, in charts and a table.
 
 Needs numpy and safetensors. What is not quantized by this program (rounding, points on lines) is a float32 model of it.
 """
@@ -116,6 +117,7 @@ run("quantize", args.model, "gguf", "-q", "F32", "-o", out, "-n", "plain")
 run("convert", out / "plain.gguf", "hf", "-o", out, "-n", "plain", "--dtype", "f32")
 plain = out / "plain"
 original = read(plain)
+chosen = [name for name, w in original.items() if w.ndim == 2 and ".layers." in name]
 calibration = None
 results = []
 random = np.random.default_rng(0)
@@ -123,7 +125,6 @@ for bits in map(int, args.bits.split(",")):
     for method in args.methods.split(","):
         seconds = None
         if method == "rtn":
-            chosen = [name for name, w in original.items() if w.ndim == 2 and ".layers." in name]
             model = dense(original | {name: nearest(original[name], bits) for name in chosen})
             per_weight = bits + 16 / args.group_size
         else:
@@ -146,6 +147,8 @@ for bits in map(int, args.bits.split(",")):
             run("convert", model, "hf", "-o", out, "-n", "q-dense", "--dtype", "f32", "--force")
             model = out / "q-dense"
         change = {name: w.astype(np.float64) - original[name] for name, w in read(model).items()}
+        length = math.sqrt(sum((delta**2).sum() for delta in change.values()))
+        result["distance"] = length / math.sqrt(sum((original[name].astype(np.float64) ** 2).sum() for name in chosen))
 
         def at(place, change):
             moved = {name: (w + place * change[name]).astype(np.float32) for name, w in original.items()}
@@ -206,13 +209,13 @@ page.append(" sans-serif}td,th{padding:.1em .8em .1em 0;text-align:right}th:firs
 page.append(f"<h1>Local error and global loss: {html.escape(args.model.resolve().name)}</h1>")
 if calibration:
     page.append(f"<p>{calibration['rows']} rows of {calibration['seq_len']} tokens, SHA-256 {calibration['sha256']}.</p>")
-page.append("<table><tr><th></th><th>bits per weight</th><th>local, train</th><th>local, held out</th><th>KL, train</th>")
+page.append("<table><tr><th></th><th>bits per weight</th><th>distance</th><th>local, train</th><th>local, held out</th><th>KL, train</th>")
 page.append("<th>KL, held out</th><th>random direction</th><th>seconds</th></tr>")
 for r in results:
     train, held_out = r["train"], r["held_out"]
     far = np.mean([d[5][1] for d in r["random"]]) if r["random"] else float("nan")
     page.append(
-        f"<tr><th>{r['bits']} bits, {TITLES[r['method']]}</th><td>{r['bits_per_weight']:.3f}</td><td>{train['local']:.3e}</td>"
+        f"<tr><th>{r['bits']} bits, {TITLES[r['method']]}</th><td>{r['bits_per_weight']:.3f}</td><td>{r['distance']:.4f}</td><td>{train['local']:.3e}</td>"
         f"<td>{held_out['local']:.3e}</td><td>{train['kld']:.6f}</td><td>{held_out['kld']:.6f} ± {held_out['stderr']:.6f}</td>"
         f"<td>{far:.6f}</td><td>{'' if r['seconds'] is None else format(r['seconds'], '.0f')}</td></tr>"
     )
