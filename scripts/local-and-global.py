@@ -101,6 +101,10 @@ def read(directory):
     return tensors
 
 
+def length(tensors):
+    return math.sqrt(sum((tensor.astype(np.float64) ** 2).sum() for tensor in tensors.values()))
+
+
 def nearest(weights, bits):
     """Symmetric codes in groups, each with the scale that its largest weight needs."""
     rows, columns = weights.shape
@@ -147,8 +151,7 @@ for bits in map(int, args.bits.split(",")):
             run("convert", model, "hf", "-o", out, "-n", "q-dense", "--dtype", "f32", "--force")
             model = out / "q-dense"
         change = {name: w.astype(np.float64) - original[name] for name, w in read(model).items()}
-        length = math.sqrt(sum((delta**2).sum() for delta in change.values()))
-        result["distance"] = length / math.sqrt(sum((original[name].astype(np.float64) ** 2).sum() for name in chosen))
+        result["distance"] = length(change) / length({name: original[name] for name in chosen})
 
         def at(place, change):
             moved = {name: (w + place * change[name]).astype(np.float32) for name, w in original.items()}
@@ -215,8 +218,8 @@ for r in results:
     train, held_out = r["train"], r["held_out"]
     far = np.mean([d[5][1] for d in r["random"]]) if r["random"] else float("nan")
     page.append(
-        f"<tr><th>{r['bits']} bits, {TITLES[r['method']]}</th><td>{r['bits_per_weight']:.3f}</td><td>{r['distance']:.4f}</td><td>{train['local']:.3e}</td>"
-        f"<td>{held_out['local']:.3e}</td><td>{train['kld']:.6f}</td><td>{held_out['kld']:.6f} ± {held_out['stderr']:.6f}</td>"
+        f"<tr><th>{r['bits']} bits, {TITLES[r['method']]}</th><td>{r['bits_per_weight']:.3f}</td><td>{r['distance']:.4f}</td>"
+        f"<td>{train['local']:.3e}</td><td>{held_out['local']:.3e}</td><td>{train['kld']:.6f}</td><td>{held_out['kld']:.6f} ± {held_out['stderr']:.6f}</td>"
         f"<td>{far:.6f}</td><td>{'' if r['seconds'] is None else format(r['seconds'], '.0f')}</td></tr>"
     )
 page.append("</table><h2>Bits per weight and loss</h2>")

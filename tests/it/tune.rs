@@ -131,7 +131,7 @@ fn only_what_is_named_is_tuned() {
     // A trained model: of random weights, what is learned of some rows is of no use for the held-out ones, and nothing is kept.
     tune("tiny-llama", "gptq", "2bit", plain.path(), &[]).success();
     let steps = ["--tune", "global", "--tune-steps", "14", "--tune-rate", "0.004"];
-    let extra = [&steps[..], &["--tune-layers", r"layers\.[01]\.mlp"]].concat();
+    let extra = [&steps[..], &["--tune-layers", r"layers\.0\.mlp"]].concat();
     let report = tune("tiny-llama", "gptq", "2bit", out.path(), &extra).success().json();
     assert!(report["tuning"][0]["kept"].as_u64().unwrap() > 0, "{report}");
     let [before, after] = [&plain, &out].map(|dir| read_weights(&dir.path().join("q/model.safetensors")));
@@ -142,10 +142,7 @@ fn only_what_is_named_is_tuned() {
         .map(|(a, _)| a.name.as_str())
         .collect();
     assert!(!changed.is_empty());
-    assert!(
-        changed.iter().all(|name| name.contains("layers.0.mlp") || name.contains("layers.1.mlp")),
-        "{changed:?}"
-    );
+    assert!(changed.iter().all(|name| name.contains("layers.0.mlp")), "{changed:?}");
     let auto = ["--tune", "global", "--tune-steps", "3", "--tune-layers", "auto"];
     tune("llama", "gptq", "3bit", tempfile::tempdir().unwrap().path(), &auto).success();
 }
