@@ -4,7 +4,7 @@ mod limit;
 mod need;
 
 pub use limit::{Budget, asked, parse_size, set};
-pub use need::{computing, inner, program, scoring, states};
+pub use need::{computing, inner, layer, program, scoring, states};
 
 /// Peak resident memory in bytes, mapped files included, or `None` where the system does not say.
 pub fn peak_resident() -> Option<u64> {

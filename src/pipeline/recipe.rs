@@ -218,6 +218,14 @@ impl Job {
         }
     }
 
+    /// Checks that quantizing with `rows` fits in the memory that it may take. Formats that take little are not looked at.
+    ///
+    /// # Errors
+    /// `Resources`, saying how much is missing.
+    pub(super) fn check_memory(&self, rows: &Rows) -> Result<()> {
+        self.plan().map_or(Ok(()), |plan| plan.check_memory(rows))
+    }
+
     /// Quantizes, and gives the output the name that the job has for it.
     ///
     /// # Errors

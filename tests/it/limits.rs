@@ -74,6 +74,35 @@ fn gptq_and_awq_fit_the_memory_that_they_ask_for() {
 }
 
 #[test]
+fn tuning_fits_the_memory_that_it_asks_for() {
+    let (model, data) = (text(&model("tiny-llama")), text(&data("text/evaluation.txt")));
+    for (by, steps) in [("block", "4"), ("global", "8")] {
+        let job = [
+            "quantize",
+            &model,
+            "gptq",
+            "-q",
+            "3bit",
+            "-n",
+            "q",
+            "--group-size",
+            "32",
+            "--calibration-data",
+            &data,
+            "--calibration-samples",
+            "16",
+            "--seq-len",
+            "128",
+            "--tune",
+            by,
+            "--tune-steps",
+            steps,
+        ];
+        assert_fits_what_it_asks_for(&job, "q", "60MB", None);
+    }
+}
+
+#[test]
 fn other_jobs_fit_the_memory_that_they_ask_for() {
     let (model, data) = (text(&model("tiny-llama")), text(&data("text/evaluation.txt")));
     assert_fits_what_it_asks_for(

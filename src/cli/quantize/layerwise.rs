@@ -51,7 +51,8 @@ pub(in crate::cli) struct LayerwiseOptions {
     /// Steps of tuning [default: 200 for each layer, or 280 for the whole model]
     #[arg(long, value_name = "N", requires = "tune")]
     tune_steps: Option<NonZeroUsize>,
-    /// How far codes go at most in a step of tuning, in codes [default: 1 / steps, or 0.02 for the whole model]
+    /// How far codes go at most in a step of tuning, in codes [default: 1 / steps, or 0.02 for the whole model;
+    /// there less if weights are many for the tokens that are learned from]
     #[arg(long, value_name = "X", requires = "tune")]
     tune_rate: Option<f32>,
     /// What is tuned: all, the matrices whose name matches a regular expression, or (auto, of global tuning) those of the

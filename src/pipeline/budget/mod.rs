@@ -294,6 +294,15 @@ impl<'a> Work<'a> {
         place.prepare(&self.config.source, &Quiet(self.progress))
     }
 
+    /// Checks that a result fits in the memory that it may take.
+    ///
+    /// # Errors
+    /// `Resources`, saying how much is missing.
+    fn check_memory(&mut self, recipe: &Recipe) -> Result<()> {
+        let job = self.prepare(recipe)?;
+        job.check_memory(&self.data()?.rows)
+    }
+
     /// Quantizes; with a checkpoint only as it was asked for.
     fn make(&mut self, recipe: &Recipe, checkpoint: bool) -> Result<Result<Made, Checkpoint>> {
         let started = Instant::now();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::stage::{Attempt, BudgetReport, Stage};
 use super::{Done, Ended, Limit, Made, Work, remove, whole_type};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::pipeline::checkpoint::Checkpoint;
 use crate::pipeline::evaluate::{Judge, in_pool};
 use crate::pipeline::model::OpenModel;
@@ -126,9 +126,16 @@ impl<'a> Search<'a> {
     /// Gradients for the layers that the model has lost most by. Whether the limit is kept then; if tuning has lowered the loss,
     /// what follows is tuned too.
     fn tuning(&mut self, found: &Sensitivities, state: &mut State) -> Result<bool> {
-        let rows = self.work.data()?.rows.rows.len();
-        if rows < tune::HELD_OUT || self.work.config.recipe.tuned(&self.work.opened.model).is_none() {
+        let Some(tuned) = self.work.config.recipe.tuned(&self.work.opened.model) else { return Ok(false) };
+        if self.work.data()?.rows.rows.len() < tune::HELD_OUT {
             return Ok(false);
+        }
+        match self.work.check_memory(&tuned) {
+            Err(e) if e.kind() == Kind::Resources => {
+                self.work.progress.info(&format!("Tuning is left out: {e}"));
+                return Ok(false);
+            }
+            checked => checked?,
         }
         let before = state.used_per_nat;
         state.tuned = true;

@@ -9,6 +9,7 @@ use crate::arch::decoder::{Compute, Input, Step};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::pipeline::memory::{self, Budget};
+use crate::pipeline::tune;
 use crate::progress::Progress;
 use crate::quant::gptq;
 
@@ -28,6 +29,8 @@ pub(super) struct Need<'a> {
     pub(super) windows: &'a [Vec<u32>],
     pub(super) threads: usize,
     pub(super) backend: &'a dyn Backend,
+    /// How the quantized matrices are tuned, if they are: hidden states are never on the disk then.
+    pub(super) tune: Option<&'a tune::Settings>,
 }
 
 impl Need<'_> {
@@ -42,10 +45,15 @@ impl Need<'_> {
         progress: &dyn Progress,
     ) -> Result<Frugality> {
         let Some(allowed) = budget.bytes() else { return Ok(asked) };
-        let least = Frugality { low_memory: true, offload: true };
+        let least = Frugality { low_memory: true, offload: self.tune.is_none() };
         let plans = [asked, Frugality { low_memory: true, ..asked }, least];
         let Some(chosen) = plans.into_iter().find(|plan| budget.allows(self.bytes(*plan))) else {
-            let hint = "Give it more memory, or take fewer --threads or a shorter --seq-len.";
+            let hint = match self.tune {
+                None => "Give it more memory, or take fewer --threads or a shorter --seq-len.",
+                Some(_) => {
+                    "Give it more memory, take fewer --calibration-samples or a shorter --seq-len, or leave --tune out."
+                }
+            };
             return budget.require(self.bytes(least), hint).map(|()| least);
         };
         if chosen != asked {
@@ -66,10 +74,17 @@ impl Need<'_> {
             (false, true) => states,
             (false, false) => states + self.held(),
         };
-        memory::program(self.model, self.threads)
-            + memory::computing(self.model, Compute::F32, self.windows)
-            + in_memory
-            + self.solving()
+        let (mut in_layers, mut in_whole) = (self.solving(), 0);
+        let mut kept = in_memory + memory::computing(self.model, Compute::F32, self.windows);
+        if let Some(tune) = self.tune {
+            kept += tune.states(self.model, self.windows);
+            in_layers = in_layers.max(tune.layer(self.model, self.matrices, self.windows));
+            in_whole = tune.whole(self.model, self.matrices, self.windows);
+            if in_whole > 0 {
+                kept += tune::deferred(self.matrices) as u64;
+            }
+        }
+        memory::program(self.model, self.threads) + (kept + in_layers).max(in_whole)
     }
 
     /// What is kept of all tokens between two steps of a layer: the inputs of the projection after attention, or of down.

@@ -23,7 +23,7 @@ use crate::pipeline::memory::Budget;
 use crate::pipeline::model::{OpenModel, Origin};
 use crate::pipeline::outcome::{Made, Outcome, Unnamed};
 use crate::pipeline::tune;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::source::dense::Dense;
 use crate::source::folded::Folded;
 use crate::source::tokenizer::encoder::Encoder;
@@ -180,6 +180,14 @@ impl Plan {
         atomic::check_space(dir, bytes)
     }
 
+    /// Checks that the job fits in the memory that it may take.
+    ///
+    /// # Errors
+    /// `Resources`, saying how much is missing.
+    pub(in crate::pipeline) fn check_memory(&self, rows: &Rows) -> Result<()> {
+        self.frugality(rows, &Silent).map(drop)
+    }
+
     /// What decides the result whatever the method.
     pub(in crate::pipeline) fn identity(&self) -> Identity {
         let Options { grids, skip, checkpoint, backend, tune, .. } = &self.options;
@@ -294,7 +302,12 @@ impl Plan {
         let (model, matrices, windows) = (&self.model, &self.matrices, &rows.rows);
         let asked = Frugality { low_memory: low_memory || offload, offload };
         let backend = &*self.options.backend;
-        Need { model, matrices, windows, threads, backend }.choose(asked, Budget::of_process(), progress)
+        let tune = self.options.tune.as_ref();
+        Need { model, matrices, windows, threads, backend, tune }.choose(
+            asked,
+            Budget::of_process(),
+            progress,
+        )
     }
 
     /// The disk for hidden states, if they are kept there: that of the checkpoint, or of the output.

@@ -29,12 +29,18 @@ pub fn states(model: &Model, windows: &[Vec<u32>]) -> u64 {
     4 * (tokens * model.hyper.hidden) as u64
 }
 
+/// The matrices of a layer, in float32.
+pub fn layer(model: &Model) -> u64 {
+    let h = &model.hyper;
+    let attention = h.hidden * 2 * (h.heads + h.kv_heads) * h.head_dim;
+    let feed_forward = h.experts.max(1) * 3 * h.hidden * inner(model) + h.experts * h.hidden;
+    4 * (attention + feed_forward) as u64
+}
+
 /// One layer in memory, and a batch of tokens on its way through it, without the hidden states of the others.
 pub fn computing(model: &Model, compute: Compute, windows: &[Vec<u32>]) -> u64 {
     let h = &model.hyper;
     let (query, kv, inner) = (h.heads * h.head_dim, h.kv_heads * h.head_dim, inner(model));
-    let matrices =
-        h.hidden * 2 * (query + kv) + h.experts.max(1) * 3 * h.hidden * inner + h.experts * h.hidden;
     // In bfloat16 a matrix is packed from float32, which is there meanwhile.
     let packed = if compute == Compute::F32 { 0 } else { h.hidden * query.max(inner) };
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
@@ -43,7 +49,7 @@ pub fn computing(model: &Model, compute: Compute, windows: &[Vec<u32>]) -> u64 {
     // up and their product with a copy for statistics.
     let token = 5 * h.hidden + (4 * query + 4 * kv).max(4 * inner * h.experts_used.max(1));
     let scores = h.heads * longest * longest;
-    4 * (matrices + packed + tokens * token + scores) as u64
+    layer(model) + 4 * (packed + tokens * token + scores) as u64
 }
 
 /// The inner size of a feed-forward part, or of one of its experts.

@@ -9,7 +9,7 @@ use crate::calib::random::SplitMix64;
 pub(in crate::pipeline) const HELD_OUT: usize = 8;
 
 /// Tokens that go through a layer at a time.
-const PIECE_TOKENS: usize = 4096;
+pub(super) const PIECE_TOKENS: usize = 4096;
 
 /// Where the order of rows starts, and which of their tokens are replaced; fixed, so that the same command makes the same bytes.
 const SEED: u64 = 0x7465_6163_6865_7273;
@@ -28,6 +28,8 @@ const REPLACED: usize = 3;
 pub(super) struct Examples {
     train: Vec<usize>,
     held_out: Vec<usize>,
+    /// How many of `train` are rows as they were given.
+    own: usize,
     lengths: Vec<usize>,
     contexts: BTreeMap<usize, Context>,
 }
@@ -36,10 +38,15 @@ impl Examples {
     /// Holds out the last of every eight rows.
     pub(super) fn split(windows: &[Vec<u32>], decoder: &Decoder<'_>) -> Examples {
         let is_held_out = |row: &usize| (row + 1).is_multiple_of(HELD_OUT);
-        let (held_out, train) = (0..windows.len()).partition(is_held_out);
+        let (held_out, train): (_, Vec<usize>) = (0..windows.len()).partition(is_held_out);
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
         let contexts = lengths.iter().map(|length| (*length, decoder.context(*length))).collect();
-        Examples { train, held_out, lengths, contexts }
+        Examples { own: train.len(), train, held_out, lengths, contexts }
+    }
+
+    /// Tokens of the rows that are learned from, as they were given.
+    pub(super) fn own_tokens(&self) -> usize {
+        self.tokens(&self.train[..self.own])
     }
 
     /// More rows to be learned from, made of those that are: cut elsewhere, and with some of their tokens replaced. What the original
@@ -128,14 +135,17 @@ mod tests {
     use super::*;
 
     fn examples(lengths: &[usize]) -> Examples {
-        let (held_out, train) = (0..lengths.len()).partition(|row| (row + 1).is_multiple_of(HELD_OUT));
-        Examples { train, held_out, lengths: lengths.to_vec(), contexts: BTreeMap::new() }
+        let (held_out, train): (_, Vec<usize>) =
+            (0..lengths.len()).partition(|row| (row + 1).is_multiple_of(HELD_OUT));
+        let own = train.len();
+        Examples { train, held_out, own, lengths: lengths.to_vec(), contexts: BTreeMap::new() }
     }
 
     #[test]
     fn every_pass_goes_through_all_rows_in_another_order() {
         let examples = examples(&[10; 27]);
         assert_eq!(examples.held_out(), [7, 15, 23]);
+        assert_eq!(examples.own_tokens(), 240);
         let pass =
             |first: usize| (first..first + 5).flat_map(|step| examples.batch(step, 5)).collect::<Vec<_>>();
         let (one, two) = (pass(0), pass(5));

@@ -3,6 +3,7 @@
 mod block;
 mod descent;
 mod examples;
+mod need;
 pub mod report;
 mod student;
 mod whole;
@@ -25,6 +26,7 @@ pub(in crate::pipeline) use descent::Store;
 use descent::{Decay, Schedule, descend, descend_stored};
 use examples::Examples;
 pub(super) use examples::{HELD_OUT, VARIANTS};
+pub(super) use need::deferred;
 use report::Curve;
 pub(super) use student::Quantized;
 use student::Student;
@@ -46,8 +48,12 @@ pub(super) const WHOLE_LOOK: usize = 7;
 /// How far scales go, as a share of themselves, while codes go one: in the tuning of a layer.
 const BLOCK_SCALES: f32 = 0.1;
 
-/// How far codes go at most in a step of the whole model.
+/// How far codes go at most in a step of the whole model, up to [`WEIGHTS_PER_TOKEN`].
 const WHOLE_RATE: f32 = 0.02;
+
+/// Up to so many weights for each token that is learned from, codes go as far as the rate says, and less far with more
+/// ([`code_share`]).
+const WEIGHTS_PER_TOKEN: f64 = 256.0;
 
 /// How far scales and norms go, as a share of themselves, while codes go one: in the tuning of the whole model. Most of what is
 /// gained comes of them, and it holds on other rows; of codes alone, rows are learned by heart.
@@ -153,6 +159,14 @@ impl Settings {
         });
         Ok((chosen, all.collect::<Result<_>>()?))
     }
+}
+
+/// How far codes go, as a share of the rate, where `weights` are learned from `tokens`. Of each weight a step's gradient says
+/// something and is chance for the rest, the more so the more weights there are for each token: the ratio of the two falls with
+/// the root of that number. What is learned adds up over the steps, chance too, to the root of their number; so steps are
+/// shorter in the same ratio.
+fn code_share(weights: usize, tokens: usize) -> f32 {
+    (WEIGHTS_PER_TOKEN * tokens as f64 / weights.max(1) as f64).sqrt().min(1.0) as f32
 }
 
 /// Whether gradients flow through the model.
@@ -283,6 +297,11 @@ impl<'a> Whole<'a> {
         if matches!(settings.layers, Layers::Auto) {
             whole.choose(original, watch)?;
         }
+        let most = whole.rates();
+        watch.progress.detail(&format!(
+            "in a step codes go {:.2e} at most, scales {:.2e} of themselves, norms {:.2e}",
+            most.positions, most.scales, pace.norms
+        ));
         let schedule = Schedule { steps: settings.whole_steps, look: WHOLE_LOOK, decay: Decay::Cosine };
         let taken = store.as_ref().and_then(|store| store.note()).map_or(0, |(step, _)| step);
         let left = settings.whole_steps.saturating_sub(taken) as u64;
@@ -301,5 +320,19 @@ impl<'a> Whole<'a> {
             ));
         }
         tuned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_go_less_far_where_there_are_many_weights_for_each_token() {
+        for (weights, tokens, share) in
+            [(1000, 1000, 1.0), (256_000, 1000, 1.0), (1_024_000, 1000, 0.5), (25_600, 1, 0.1), (0, 0, 0.0)]
+        {
+            assert!((code_share(weights, tokens) - share).abs() < 1e-6, "{weights} weights, {tokens} tokens");
+        }
     }
 }

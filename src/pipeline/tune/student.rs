@@ -188,6 +188,11 @@ impl Student {
         self.matrices.len() + self.norms.len()
     }
 
+    /// How many weights it learns.
+    pub(super) fn weights(&self) -> usize {
+        self.matrices.iter().map(|part| part.learned.shape().iter().product::<usize>()).sum()
+    }
+
     /// The numbers that steps change.
     pub(super) fn states(&self) -> Vec<&[f32]> {
         let matrices = self.matrices.iter().flat_map(|part| part.learned.state());

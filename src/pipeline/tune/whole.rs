@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor, Var};
 use half::f16;
 use rayon::prelude::*;
 
+use super::code_share;
 use super::descent::{Objective, Stored};
 use super::examples::Examples;
 use super::student::{Gradients, StoredNorms, Student};
@@ -18,7 +19,7 @@ use crate::quant::QuantizedLinear;
 use crate::quant::learned::{LearnedNorm, Rates, Rule};
 
 /// Logits that are in memory at a time, of each model.
-const LOGITS: usize = 1 << 24;
+pub(super) const LOGITS: usize = 1 << 24;
 
 /// The share of the loss whose layers are tuned if they are chosen.
 const CHOSEN: f64 = 0.9;
@@ -28,7 +29,7 @@ const CHOSEN: f64 = 0.9;
 pub(super) struct Pace {
     /// Rows of a step.
     pub(super) rows: usize,
-    /// Of codes and scales.
+    /// Of codes, before [`code_share`], and of scales.
     pub(super) rates: Rates,
     /// Of norms, as a share of each weight.
     pub(super) norms: f32,
@@ -136,6 +137,13 @@ impl<'a> Model<'a> {
             sum += gain;
         }
         Ok(())
+    }
+
+    /// How far codes and scales go at most.
+    pub(super) fn rates(&self) -> Rates {
+        let weights = self.students.iter().map(Student::weights).sum();
+        let Rates { positions, scales } = self.pace.rates;
+        Rates { positions: positions * code_share(weights, self.examples.own_tokens()), scales }
     }
 
     /// What goes into each layer, and what comes out of the last; one layer may compute as another.
@@ -259,9 +267,9 @@ impl Objective for Model<'_> {
     }
 
     fn step(&mut self, gradients: &All, share: f32) -> Result<()> {
-        let norms = self.pace.norms * share;
+        let (rates, norms) = (self.rates().times(share), self.pace.norms * share);
         for (student, gradients) in self.students.iter_mut().zip(&gradients.layers) {
-            student.step(gradients, self.pace.rates.times(share), norms)?;
+            student.step(gradients, rates, norms)?;
         }
         self.norm.learned.step(&gradients.norm, norms);
         self.norm.place()
