@@ -98,6 +98,22 @@ fn the_best_result_is_kept_if_none_is_good_enough() {
 }
 
 #[test]
+fn tuning_is_left_out_if_there_is_no_memory_for_it() {
+    let out = tempfile::tempdir().unwrap();
+    let (model, data, place) =
+        (text(&model("tiny-llama")), text(&data("text/calibration.txt")), text(out.path()));
+    let job = ["quantize", &model, "gptq", "-q", "4bit", "--group-size", "32", "-o", &place, "-n", "q"];
+    let rows = ["--calibration-data", &data, "--calibration-samples", "16", "--seq-len", "128"];
+    // All else is done in 150 MB, tuning on these rows takes 234 MB.
+    let limits = ["--max-kld", "1e-12", "--memory-limit", "200MB", "--threads", "2", "--format", "json"];
+    let outcome = run(&[&job[..], &rows, &limits].concat());
+    assert_eq!(outcome.code, 11, "{}", outcome.stderr);
+    assert_eq!(stages(&outcome.json()), ["plain", "more_bits", "island"]);
+    assert!(outcome.stderr.contains("Tuning is left out: not enough memory: about"), "{}", outcome.stderr);
+    assert_eq!(entries(out.path()), ["q"]);
+}
+
+#[test]
 fn other_formats_and_perplexity_have_limits_too() {
     let out = tempfile::tempdir().unwrap();
     let eval = text(&data("text/evaluation.txt"));
