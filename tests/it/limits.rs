@@ -76,7 +76,8 @@ fn gptq_and_awq_fit_the_memory_that_they_ask_for() {
 #[test]
 fn tuning_fits_the_memory_that_it_asks_for() {
     let (model, data) = (text(&model("tiny-llama")), text(&data("text/evaluation.txt")));
-    for (by, steps) in [("block", "4"), ("global", "8")] {
+    // With many short rows those that are held out are more than those of a step.
+    for (by, rows, tokens) in [("block", "16", "128"), ("global", "16", "128"), ("global", "256", "16")] {
         let job = [
             "quantize",
             &model,
@@ -90,13 +91,13 @@ fn tuning_fits_the_memory_that_it_asks_for() {
             "--calibration-data",
             &data,
             "--calibration-samples",
-            "16",
+            rows,
             "--seq-len",
-            "128",
+            tokens,
             "--tune",
             by,
             "--tune-steps",
-            steps,
+            "4",
         ];
         assert_fits_what_it_asks_for(&job, "q", "60MB", None);
     }

@@ -77,12 +77,11 @@ impl Need<'_> {
         let (mut in_layers, mut in_whole) = (self.solving(), 0);
         let mut kept = in_memory + memory::computing(self.model, Compute::F32, self.windows);
         if let Some(tune) = self.tune {
-            kept += tune.states(self.model, self.windows);
-            in_layers = in_layers.max(tune.layer(self.model, self.matrices, self.windows));
-            in_whole = tune.whole(self.model, self.matrices, self.windows);
-            if in_whole > 0 {
-                kept += tune::deferred(self.matrices) as u64;
-            }
+            let (model, matrices, windows) = (self.model, self.matrices, self.windows);
+            let tuning = tune::Need { settings: tune, model, matrices, windows };
+            kept += tuning.states() + tuning.deferred();
+            in_layers = in_layers.max(tuning.layer());
+            in_whole = tuning.whole();
         }
         memory::program(self.model, self.threads) + (kept + in_layers).max(in_whole)
     }

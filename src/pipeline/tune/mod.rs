@@ -26,7 +26,7 @@ pub(in crate::pipeline) use descent::Store;
 use descent::{Decay, Schedule, descend, descend_stored};
 use examples::Examples;
 pub(super) use examples::{HELD_OUT, VARIANTS};
-pub(super) use need::deferred;
+pub(super) use need::Need;
 use report::Curve;
 pub(super) use student::Quantized;
 use student::Student;
