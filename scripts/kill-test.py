@@ -122,6 +122,11 @@ class Job:
                 wrong = self.resumed(last.stderr, before)
                 if wrong:
                     return kills, hits, wrong
+            elif any(place.glob("*.checkpoint")):
+                # Killed between the last two steps of removing the checkpoint: the next run takes the second.
+                refused = self.run(place)
+                if refused.returncode != 2 or "exists" not in refused.stderr:
+                    return kills, hits, f"the output is not refused: {refused.stderr}"
             left = sorted(path.name for path in place.iterdir())
             if len(left) != 1:
                 return kills, hits, f"left behind: {left}"

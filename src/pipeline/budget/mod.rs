@@ -87,13 +87,10 @@ pub struct Done {
 /// is no error here: the report says so.
 pub fn quantize(config: &Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> Result<Done> {
     let (output, force) = config.recipe.output();
-    // What a run that was killed at the very end has left is not in the way.
-    if !config.recipe.checkpoint().finished() {
-        match config.recipe.calibrates() {
-            true => atomic::refuse_existing_dir(output, force)?,
-            false => atomic::refuse_existing(output, force)?,
-        }
-    }
+    config.recipe.checkpoint().check_output(|| match config.recipe.calibrates() {
+        true => atomic::refuse_existing_dir(output, force),
+        false => atomic::refuse_existing(output, force),
+    })?;
     let opened = OpenModel::unquantized(config.source.clone(), &config.ignore_config, progress)?;
     let staged = Staged::create(output, force)?;
     let work = Work { config, opened: &opened, progress, cancel, staged: &staged, data: None, count: 0 };

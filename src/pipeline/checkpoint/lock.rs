@@ -31,3 +31,11 @@ pub(super) fn lock(dir: &Path) -> Result<File> {
         }
     }
 }
+
+/// Removes a directory that has nothing in it, unless a run holds it or nobody can know that.
+pub(super) fn remove_idle(dir: &Path) {
+    let Ok(file) = File::open(dir) else { return };
+    if file.try_lock().is_ok() {
+        let _ = fs::remove_dir(dir);
+    }
+}

@@ -27,7 +27,7 @@ use crate::atomic::{AtomicFile, check_space, is_temporary, remove_abandoned, syn
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 pub use identity::{Identity, hash};
-use lock::lock;
+use lock::{lock, remove_idle};
 use part::Hashed;
 pub use part::PartFile;
 use state::{Output, Record, STATE, State};
@@ -56,9 +56,21 @@ impl Settings {
         name.into()
     }
 
+    /// Checks by `refuse` whether the output may be written. What a run that was killed at the very end has left is not in the
+    /// way: not an output that its checkpoint knows, and an empty directory goes, if that is all that it could not remove.
+    ///
+    /// # Errors
+    /// What `refuse` returns.
+    pub fn check_output(&self, refuse: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.finished() {
+            return Ok(());
+        }
+        refuse().inspect_err(|_| self.dir.as_deref().into_iter().for_each(remove_idle))
+    }
+
     /// Whether the checkpoint says that the output is this job's own and complete. It is if the job was killed after its
     /// output had appeared and before the checkpoint was gone.
-    pub fn finished(&self) -> bool {
+    fn finished(&self) -> bool {
         let state = self.dir.as_deref().and_then(|dir| State::load(dir).ok().flatten());
         state.is_some_and(|state| state.is_of(&self.output))
     }
@@ -82,6 +94,8 @@ pub struct Checkpoint {
     /// To be removed with the next commit.
     forgotten: Vec<String>,
     steps: usize,
+    /// Whether it was removed: a directory of its name may be another run's by now.
+    removed: bool,
     /// The directory's lock; it goes with the process.
     _lock: File,
 }
@@ -161,6 +175,7 @@ impl Checkpoint {
             pending: BTreeMap::new(),
             forgotten: Vec::new(),
             steps,
+            removed: false,
             _lock: lock,
         };
         checkpoint.sweep(&checkpoint.state.files);
@@ -349,8 +364,7 @@ impl Checkpoint {
         for name in self.state.files.keys().map(String::as_str).chain([STATE]) {
             let _ = fs::remove_file(self.dir.join(name));
         }
-        self.state.files.clear();
-        self.state.done = 0;
+        self.removed = true;
         match fs::remove_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => progress.info(&format!(
                 "{} holds files that are not the checkpoint's; they stay",
@@ -410,7 +424,7 @@ impl Checkpoint {
 /// A job that ends before its first commit leaves nothing.
 impl Drop for Checkpoint {
     fn drop(&mut self) {
-        if self.state.done == 0 && self.state.files.is_empty() {
+        if !self.removed && self.state.done == 0 && self.state.files.is_empty() {
             self.sweep(&BTreeMap::new());
             let _ = fs::remove_dir(&self.dir);
         }

@@ -212,6 +212,26 @@ fn a_run_knows_the_output_of_one_that_was_killed_right_after() {
 }
 
 #[test]
+fn an_empty_directory_that_a_finished_run_could_not_remove_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = || Err(Error::new(Kind::Usage, "it exists"));
+    let left = || {
+        settings(&dir).check_output(refused).unwrap_err();
+        place(&dir).exists()
+    };
+    fs::create_dir(place(&dir)).unwrap();
+    settings(&dir).check_output(|| Ok(())).unwrap();
+    assert!(place(&dir).exists(), "the run that may begin will use it");
+    assert!(!left());
+    let running = open(&dir).unwrap();
+    assert!(left(), "another run has just begun");
+    drop(running);
+    one_step(&dir);
+    assert!(left(), "a checkpoint");
+    assert_eq!(open(&dir).unwrap().done(), 1);
+}
+
+#[test]
 fn a_job_that_ends_early_says_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let ended = |kind: Kind| {

@@ -108,10 +108,9 @@ impl Target {
 pub fn convert(config: Config<'_>, progress: &dyn Progress, cancel: &Cancel) -> Result<ConversionResult> {
     let started = Instant::now();
     let format = config.target.format();
-    // What a run that was killed at the very end has left is not in the way.
-    if !config.checkpoint.finished() {
-        refuse_existing_output(&config.output, format.is_dir(), config.force)?;
-    }
+    config
+        .checkpoint
+        .check_output(|| refuse_existing_output(&config.output, format.is_dir(), config.force))?;
     let found = detect(&config.source, Need::Weights, cancel, progress)?;
     let from = found.format();
     progress.info(&format!("{} is {}", config.source, from.title()));

@@ -20,15 +20,12 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    /// Checked before the work. What a run that was killed at the very end has left is not in the way.
+    /// Checked before the work.
     ///
     /// # Errors
     /// `Usage` if the file exists and may not be overwritten.
     pub(in crate::pipeline) fn check(&self, checkpoint: &Settings) -> Result<()> {
-        match checkpoint.finished() {
-            true => Ok(()),
-            false => refuse_existing(&self.path, self.force).map_err(elsewhere),
-        }
+        checkpoint.check_output(|| refuse_existing(&self.path, self.force)).map_err(elsewhere)
     }
 
     /// Writes it; `checkpoint` knows of it before it has its name.

@@ -287,10 +287,8 @@ impl Job {
 
     /// Checks that need no work: the output may be written, the disk has room, an importance matrix is there if needed.
     pub fn preflight(&self) -> Result<()> {
-        // What a run that was killed at the very end has left is not in the way.
-        if !self.config.checkpoint.finished() {
-            atomic::refuse_existing(&self.config.output, self.config.force)?;
-        }
+        let Config { checkpoint, output, force, .. } = &self.config;
+        checkpoint.check_output(|| atomic::refuse_existing(output, *force))?;
         let dir = self.config.output.parent().unwrap_or(Path::new("."));
         atomic::check_space(dir, self.layout.file_bytes())?;
         let in_need = || self.planned.iter().zip(&self.choices).find(|(_, c)| c.needs_imatrix);

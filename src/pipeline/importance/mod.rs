@@ -102,10 +102,10 @@ pub struct Report {
 /// `Interrupted`.
 pub fn run(config: &Config, cancel: &Cancel, progress: &dyn Progress) -> Result<Report> {
     let started = Instant::now();
-    // What a run that was killed at the very end has left is not in the way.
-    if !config.checkpoint.finished() {
-        atomic::refuse_existing(&config.output, config.force).map_err(elsewhere)?;
-    }
+    config
+        .checkpoint
+        .check_output(|| atomic::refuse_existing(&config.output, config.force))
+        .map_err(elsewhere)?;
     let mut sums = merged(config)?;
     let (mut layers, mut tokens, mut dropped_rows, mut checkpoint) = (None, 0, 0, None);
     if let Some(job) = &config.collect {

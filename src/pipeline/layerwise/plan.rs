@@ -172,10 +172,8 @@ impl Plan {
     /// # Errors
     /// `Usage` if the output exists and may not be replaced, `Resources` if the disk is full.
     pub(in crate::pipeline) fn preflight(&self, bytes: u64) -> Result<()> {
-        // What a run that was killed at the very end has left is not in the way.
-        if !self.options.checkpoint.finished() {
-            atomic::refuse_existing_dir(&self.options.output, self.options.force)?;
-        }
+        let Options { checkpoint, output, force, .. } = &self.options;
+        checkpoint.check_output(|| atomic::refuse_existing_dir(output, *force))?;
         let dir = self.options.output.parent().unwrap_or(Path::new("."));
         atomic::check_space(dir, bytes)
     }
