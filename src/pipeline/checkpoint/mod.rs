@@ -65,7 +65,11 @@ impl Settings {
         if self.finished() {
             return Ok(());
         }
-        refuse().inspect_err(|_| self.dir.as_deref().into_iter().for_each(remove_idle))
+        refuse().inspect_err(|_| {
+            if let Some(dir) = &self.dir {
+                remove_idle(dir);
+            }
+        })
     }
 
     /// Whether the checkpoint says that the output is this job's own and complete. It is if the job was killed after its
